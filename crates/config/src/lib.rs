@@ -1,0 +1,1 @@
+//! Reads greenlight.toml: text in, a fleet or all its errors at once out.

@@ -1,0 +1,1 @@
+//! The loop: world in, decision out, actions performed and recorded.

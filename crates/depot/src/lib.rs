@@ -1,0 +1,1 @@
+//! Builds releases, and places their bytes on a host.

@@ -1,0 +1,1 @@
+//! Balancers: HAProxy and the built-in router behind one trait.

@@ -1,0 +1,1 @@
+//! World and action in, permit or violated rule out. Knows nothing of the planner.

@@ -1,0 +1,3 @@
+//! What controller and agent say to each other, and over what.
+
+pub mod message;

@@ -1,0 +1,297 @@
+//! What controller and agent say to each other.
+//!
+//! The controller numbers its requests; the agent answers each number with any count of events and then exactly one
+//! reply. Several requests may be under way at once. The agent's first message is a greeting, unasked.
+//!
+//! Every request that changes an instance names the rollout (and, where it switches, the generation): the agent refuses
+//! one whose claim it does not hold, or whose generation is older than its ledger's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use greenlight_model::action::Blame;
+use greenlight_model::fleet::{Migration, Requirements};
+use greenlight_model::host::{
+    Check, Claim, ClaimRequest, Desired, HostFacts, HostReport, InstanceReport, InstanceSpec, ReleaseMark,
+};
+use greenlight_model::id::{ContentHash, Generation, ProcessName, ReleaseId, RolloutId, VariableName};
+use greenlight_model::manifest::Manifest;
+use greenlight_model::quantity::duration_ms;
+use serde::{Deserialize, Serialize};
+
+/// The version of the protocol. Over ssh both ends are the same build; agents that dial in may be older.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Anything that travels as JSON in one frame.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// The agent's first message.
+    Greeting {
+        /// Its [`PROTOCOL_VERSION`].
+        protocol: u32,
+        /// The machine it runs on.
+        facts: HostFacts,
+    },
+    /// Controller to agent.
+    Request {
+        /// Chosen by the controller, unique on this connection.
+        id: u64,
+        /// What is asked.
+        request: Box<Request>,
+    },
+    /// Agent to controller, while a request is under way.
+    Event {
+        /// The request's number.
+        id: u64,
+        /// What happened.
+        event: Event,
+    },
+    /// Agent to controller: the request is over.
+    Reply {
+        /// The request's number.
+        id: u64,
+        /// How it ended.
+        result: Result<Reply, AgentError>,
+    },
+}
+
+/// What a controller asks of an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// What these instances are. Answered by [`Reply::Observed`].
+    Observe {
+        /// Each service to look at.
+        specs: Vec<InstanceSpec>,
+    },
+    /// Whether the instance could take the release; changes nothing. Answered by [`Reply::Checked`].
+    Preflight {
+        /// The instance as it is to be.
+        spec: InstanceSpec,
+        /// What the host must have.
+        requires: Requirements,
+        /// The release's size in bytes, for the disk check.
+        release_bytes: u64,
+        /// Whether the host already holds the release may be found by this.
+        release: ReleaseId,
+    },
+    /// Take or renew the lease. Answered by [`Reply::Claimed`], or refused with the holder.
+    Claim {
+        /// The instance.
+        spec: InstanceSpec,
+        /// The wish.
+        claim: ClaimRequest,
+    },
+    /// Give the lease back; nothing to do when it is not held. Answered by [`Reply::Done`].
+    Unclaim {
+        /// The instance.
+        spec: InstanceSpec,
+        /// Whose lease.
+        rollout: RolloutId,
+    },
+    /// Bring a release there. The agent sends [`Event::Missing`]; the controller sends those objects as data frames under
+    /// this request's number and ends with an end-of-data frame; the agent verifies, places and prepares.
+    /// Answered by [`Reply::Done`].
+    Stage {
+        /// The instance as it is to be.
+        spec: InstanceSpec,
+        /// The release.
+        release: ReleaseMark,
+        /// Its tree.
+        manifest: Manifest,
+        /// The rollout that wants it.
+        rollout: RolloutId,
+        /// The values of the secrets that the release's processes read.
+        secrets: BTreeMap<VariableName, SecretValue>,
+    },
+    /// Start the staged release on its smoke port and stop it again. Answered by [`Reply::Done`].
+    Smoke {
+        /// The instance as it is to be.
+        spec: InstanceSpec,
+        /// The release.
+        release: ReleaseMark,
+    },
+    /// Run the release's migration; its lines come as events. Answered by [`Reply::Done`].
+    Migrate {
+        /// The instance as it is to be.
+        spec: InstanceSpec,
+        /// The release.
+        release: ReleaseMark,
+        /// The step.
+        migration: Migration,
+        /// The rollout that wants it.
+        rollout: RolloutId,
+    },
+    /// Be this: switch, restart, and wait until it answers as the release (or is gone, when no release is wanted).
+    /// Answered by [`Reply::Instance`].
+    Activate {
+        /// The whole desired state.
+        desired: Desired,
+    },
+    /// The release was proven over a fresh connection: it is the last good one from now on. Answered by
+    /// [`Reply::Instance`].
+    Confirm {
+        /// The instance.
+        spec: InstanceSpec,
+        /// The release.
+        release: ReleaseId,
+        /// The activation's number.
+        generation: Generation,
+        /// The rollout that wants it.
+        rollout: RolloutId,
+    },
+    /// Remove releases that nothing needs. Answered by [`Reply::Pruned`].
+    Prune {
+        /// The instance.
+        spec: InstanceSpec,
+        /// What stays besides the active, the previous and the last good release.
+        keep: BTreeSet<ReleaseId>,
+        /// How many of the newest stay besides those.
+        keep_releases: u32,
+        /// The rollout that wants it.
+        rollout: RolloutId,
+    },
+    /// Write to a stream socket of the host and return what it answers until it closes. Answered by [`Reply::Output`].
+    Socket {
+        /// The socket's path.
+        path: String,
+        /// What is written.
+        input: String,
+        /// How long it may take.
+        #[serde(with = "duration_ms")]
+        timeout: Duration,
+    },
+    /// The last lines of a process's logs; with `follow`, lines as events until the connection ends.
+    /// Answered by [`Reply::Done`].
+    Logs {
+        /// The instance.
+        spec: InstanceSpec,
+        /// Only this process; all when absent.
+        process: Option<ProcessName>,
+        /// Only this stream; both when absent.
+        stream: Option<Stream>,
+        /// How many lines of each file.
+        lines: u32,
+        /// Whether to go on.
+        follow: bool,
+    },
+    /// Run a command; its lines come as events. Answered by [`Reply::Exited`].
+    Exec {
+        /// Program and arguments.
+        argv: Vec<String>,
+        /// The working directory.
+        directory: Option<String>,
+        /// How long it may take.
+        #[serde(with = "duration_ms")]
+        timeout: Duration,
+    },
+}
+
+/// What happens while a request is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The objects that the host lacks, in the order in which it wants them.
+    Missing {
+        /// Their hashes.
+        objects: Vec<ContentHash>,
+    },
+    /// A step of a longer request began: "placing", "preparing", "stopping web", "starting web", "probing web".
+    Phase {
+        /// Which.
+        name: String,
+    },
+    /// A line was printed.
+    Line {
+        /// By which process, where several may speak.
+        process: Option<ProcessName>,
+        /// On which stream.
+        stream: Stream,
+        /// The line, without its end, cut at [`LINE_BYTES_MAX`].
+        text: String,
+    },
+}
+
+/// One of a process's two outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// What a request comes to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// What the host is.
+    Observed(HostReport),
+    /// What the checks found.
+    Checked(Vec<Check>),
+    /// The lease, as granted.
+    Claimed(Claim),
+    /// The instance after the change.
+    Instance(Box<InstanceReport>),
+    /// The releases that were removed.
+    Pruned(BTreeSet<ReleaseId>),
+    /// What a socket answered, at most [`SOCKET_OUTPUT_BYTES_MAX`].
+    Output(String),
+    /// How a command ended.
+    Exited {
+        /// Its exit code; none when a signal ended it.
+        code: Option<i32>,
+    },
+    /// It is done.
+    Done,
+}
+
+/// Why a request was refused or failed: one message for the operator, complete in itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct AgentError {
+    /// What happened and why, and what to do where that is known.
+    pub message: String,
+    /// Whose fault it looks like.
+    pub blame: Blame,
+    /// The last lines that the failing process or step printed on its standard error, at most 20.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub output: Vec<String>,
+}
+
+/// A secret's value: travels inside the ssh connection, is written to files of mode 0600, never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretValue(String);
+
+impl SecretValue {
+    /// Wraps a value.
+    #[must_use]
+    pub fn new(value: String) -> Self {
+        Self(value)
+    }
+
+    /// The value, for writing it where it belongs.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretValue(…)")
+    }
+}
+
+/// Longest line of output that is passed on.
+pub const LINE_BYTES_MAX: usize = 16 * 1024;
+/// Most that a socket's answer may have: `show servers state` of some thousand servers.
+pub const SOCKET_OUTPUT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most bytes of a message in JSON: the manifest of two million entries.
+pub const MESSAGE_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Most bytes of one object's data in a frame; objects are chunks of at most 4 MiB before compression.
+pub const DATA_BYTES_MAX: usize = 8 * 1024 * 1024;

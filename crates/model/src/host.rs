@@ -1,0 +1,335 @@
+//! What a host is told and what it reports: the instance's full desired state, its ledger, its processes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::fleet::{ManagerKind, Process};
+use crate::id::{
+    ContentHash, EnvironmentName, Generation, HostName, ProcessName, ReleaseId, RolloutId, ServiceName,
+};
+use crate::id::{ProfileName, VariableName};
+use crate::quantity::duration_ms;
+
+/// Everything a host must know of one service: how it is laid out and run there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// The service.
+    pub service: ServiceName,
+    /// The environment the host belongs to.
+    pub environment: EnvironmentName,
+    /// The host's name in the fleet file.
+    pub host: HostName,
+    /// The service's directory on the host (`/srv/web`).
+    pub root: String,
+    /// What runs the processes.
+    pub manager: ManagerKind,
+    /// Files and directories that outlive releases.
+    pub shared: Vec<String>,
+    /// Steps after placing and before switching.
+    pub prepare: Vec<String>,
+    /// What runs; ports and variables already those of this host.
+    pub processes: BTreeMap<ProcessName, Process>,
+    /// The profile each process runs under, where it is not the normal one.
+    pub profiles: BTreeMap<ProcessName, ProfileName>,
+    /// The names of the secrets that the processes read. Values travel apart.
+    pub secrets: BTreeSet<VariableName>,
+}
+
+/// A release as a host needs to recognise it in a process's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseMark {
+    /// Its id.
+    pub id: ReleaseId,
+    /// Its label.
+    pub label: String,
+    /// Its commit.
+    pub commit: String,
+}
+
+/// What a host is told to be: sent whole, never as a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    /// The number that fences.
+    pub generation: Generation,
+    /// The rollout that wants it.
+    pub rollout: RolloutId,
+    /// The release to run; none takes the service off the host.
+    pub release: Option<ReleaseMark>,
+    /// How to run it.
+    pub spec: InstanceSpec,
+}
+
+/// The version of the ledger's form that this build writes.
+pub const LEDGER_VERSION: u32 = 1;
+/// Most history entries a ledger keeps; the oldest go first.
+pub const LEDGER_HISTORY_MAX: usize = 100;
+
+/// What a host remembers of one service, written by write, fsync and rename.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// The form's version.
+    pub version: u32,
+    /// The highest generation seen.
+    pub generation: Generation,
+    /// The hash of what was desired in that generation: the same generation with other content is refused.
+    pub content: Option<ContentHash>,
+    /// The rollout of that generation.
+    pub rollout: Option<RolloutId>,
+    /// The release that was switched to last.
+    pub active: Option<ReleaseId>,
+    /// The release before it.
+    pub previous: Option<ReleaseId>,
+    /// The release that was last confirmed as healthy.
+    pub last_good: Option<ReleaseId>,
+    /// The generation whose activation was confirmed.
+    pub confirmed: Option<Generation>,
+    /// Who may change this instance now.
+    pub claim: Option<Claim>,
+    /// What happened here, oldest first.
+    pub history: Vec<LedgerEntry>,
+}
+
+/// An instance's lease to one rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The rollout.
+    pub rollout: RolloutId,
+    /// Who started it: `user@machine`.
+    pub holder: String,
+    /// Why, for the second comer: "deploy web v42 to production".
+    pub reason: String,
+    /// When it ends unless renewed, by the host's clock.
+    pub expires_at: Timestamp,
+}
+
+/// One thing that happened on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerEntry {
+    /// When, by the host's clock.
+    pub at: Timestamp,
+    /// What.
+    pub event: LedgerEvent,
+    /// The release it was about.
+    pub release: Option<ReleaseId>,
+    /// The generation it belonged to.
+    pub generation: Generation,
+    /// More about it, in words.
+    pub detail: String,
+}
+
+/// Kinds of things that happen on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LedgerEvent {
+    /// The bytes of a release are complete and prepared.
+    Staged,
+    /// The link was switched.
+    Switched,
+    /// All processes answered as the release.
+    Proven,
+    /// The activation failed.
+    Failed,
+    /// The controller confirmed the release.
+    Confirmed,
+    /// The host went back by itself.
+    TurnedBack,
+    /// The service was taken off the host.
+    Deactivated,
+    /// The migration ran.
+    Migrated,
+    /// Releases were removed.
+    Pruned,
+}
+
+/// What a host is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Facts about the machine.
+    pub facts: HostFacts,
+    /// Each service asked for.
+    pub instances: BTreeMap<ServiceName, InstanceReport>,
+}
+
+/// Facts about a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// The name it calls itself.
+    pub hostname: String,
+    /// Its operating system, as `/etc/os-release` names it.
+    pub os: String,
+    /// Its architecture, as `uname -m` prints it.
+    pub architecture: String,
+    /// Its machine id, when it has one.
+    pub machine_id: Option<String>,
+    /// The account the agent works under.
+    pub user: String,
+    /// Whether that is root.
+    pub is_root: bool,
+    /// What runs processes there, best first.
+    pub managers: Vec<ManagerKind>,
+    /// The agent's version.
+    pub agent_version: String,
+}
+
+/// What one service is on one host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceReport {
+    /// What the host remembers.
+    pub ledger: Ledger,
+    /// Where the `current` link points now.
+    pub linked: Option<ReleaseId>,
+    /// Releases whose bytes are complete and prepared.
+    pub staged: BTreeSet<ReleaseId>,
+    /// Each process.
+    pub processes: BTreeMap<ProcessName, ProcessReport>,
+    /// Free bytes on the file system of the service's root.
+    pub disk_free_bytes: u64,
+}
+
+impl InstanceReport {
+    /// The release that every process proves to run, when they agree, live and are healthy. A service without
+    /// processes (configuration) proves by its link alone.
+    #[must_use]
+    pub fn proven(&self) -> Option<ReleaseId> {
+        let linked = self.linked?;
+        self.processes.values().all(|process| process.proves(linked)).then_some(linked)
+    }
+
+    /// Whether any process runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.processes.values().any(|process| matches!(process.state, ProcessState::Running { .. }))
+    }
+
+    /// The first reason why the instance does not prove `release`, in words.
+    #[must_use]
+    pub fn why_not_proven(&self, release: ReleaseId) -> Option<String> {
+        match self.linked {
+            None => return Some("no release is switched to".to_owned()),
+            Some(linked) if linked != release => {
+                return Some(format!("it is switched to {}", linked.short()));
+            }
+            Some(_) => {}
+        }
+        self.processes.iter().find(|(_, process)| !process.proves(release)).map(|(name, process)| {
+            let why = match (&process.state, &process.answer) {
+                (ProcessState::Stopped, _) => "it does not run".to_owned(),
+                (ProcessState::Failed { why }, _) => why.clone(),
+                (ProcessState::Running { .. }, Answer::Release { release, .. }) => {
+                    format!("it answers as {}", release.short())
+                }
+                (ProcessState::Running { .. }, Answer::Other { said }) => format!("it answers as `{said}`"),
+                (ProcessState::Running { .. }, Answer::None { why }) => why.clone(),
+            };
+            format!("process {name}: {why}")
+        })
+    }
+}
+
+/// What one process is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessReport {
+    /// Whether it lives.
+    pub state: ProcessState,
+    /// Which release it answers as.
+    pub answer: Answer,
+    /// The profile it runs under, where it is not the normal one.
+    pub profile: Option<ProfileName>,
+}
+
+impl ProcessReport {
+    fn proves(&self, expected: ReleaseId) -> bool {
+        matches!(self.state, ProcessState::Running { .. })
+            && matches!(self.answer, Answer::Release { release, .. } if release == expected)
+    }
+}
+
+/// Whether a process lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
+pub enum ProcessState {
+    /// It lives.
+    Running {
+        /// Its process id.
+        pid: u32,
+        /// When it was started.
+        started_at: Timestamp,
+    },
+    /// It does not, as was asked.
+    Stopped,
+    /// It should and does not.
+    Failed {
+        /// How it ended, with the last lines of its standard error where there are some.
+        why: String,
+    },
+}
+
+/// Which release a process answers as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "as")]
+pub enum Answer {
+    /// It proves to be this release, and is healthy.
+    Release {
+        /// Which.
+        release: ReleaseId,
+        /// By what: "version endpoint" or "working directory".
+        proof: String,
+    },
+    /// Its version endpoint named something else.
+    Other {
+        /// What it said, cut at 200 characters.
+        said: String,
+    },
+    /// Nothing usable: not running, not healthy, no answer.
+    None {
+        /// Why.
+        why: String,
+    },
+}
+
+/// One result of the checks before anything changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Which check: "disk", "data", "port", "runtime python", "package libpq5", "manager" …
+    pub name: String,
+    /// Whether the rollout may go on.
+    pub outcome: CheckOutcome,
+    /// What was expected.
+    pub expected: String,
+    /// What was found.
+    pub found: String,
+    /// How to mend it; empty when it passed.
+    pub mend: String,
+}
+
+/// How a check ended. What could not be read has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckOutcome {
+    /// As expected.
+    Passed,
+    /// Not as expected, or unreadable.
+    Failed,
+}
+
+/// How long a claim holds without being renewed.
+pub const CLAIM_DURATION: Duration = Duration::from_secs(120);
+
+/// A wish to claim an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRequest {
+    /// The rollout.
+    pub rollout: RolloutId,
+    /// Who: `user@machine`.
+    pub holder: String,
+    /// Why.
+    pub reason: String,
+    /// For how long from now, by the host's clock.
+    #[serde(with = "duration_ms")]
+    pub duration: Duration,
+    /// The generation the rollout will use: the host refuses one that is not above its own, or not the rollout's.
+    pub generation: Generation,
+}

@@ -1,0 +1,485 @@
+//! Records: the append-only log of what was asked, done and decided, and the one function that folds it.
+//!
+//! Guarantees: `History::apply` judges live writes and replay alike; an illegal record is a typed error and changes
+//! nothing. Progress (bytes, percent) is never a record. Stored records carry [`RECORD_VERSION`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::action::{Action, ActionDetail, ActionResult};
+use crate::decision::{Outcome, Running};
+use crate::id::{EnvironmentName, ReleaseId, RolloutId, ServiceName};
+use crate::rollout::{
+    Course, Direction, Failure, Held, MigrationState, Note, OperatorRequest, Plan, Rollout,
+};
+
+/// The version of the records that this build writes.
+pub const RECORD_VERSION: u32 = 1;
+
+/// One entry of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number, from 1, without gaps.
+    pub seq: u64,
+    /// When it was written, by the writer's clock.
+    pub at: Timestamp,
+    /// Who wrote it: `user@machine`.
+    pub by: String,
+    /// What it says.
+    pub body: RecordBody,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "record")]
+pub enum RecordBody {
+    /// A release is good or bad from now on.
+    ReleaseMarked {
+        /// Which.
+        release: ReleaseId,
+        /// Why it is bad; none means good again.
+        bad: Option<String>,
+    },
+    /// A rollout began.
+    RolloutStarted {
+        /// What was asked for.
+        plan: Plan,
+    },
+    /// An action was begun.
+    ActionStarted {
+        /// Whose.
+        rollout: RolloutId,
+        /// Which.
+        action: Action,
+        /// Why.
+        why: String,
+    },
+    /// An action ended.
+    ActionFinished {
+        /// Whose.
+        rollout: RolloutId,
+        /// Which.
+        action: Action,
+        /// How.
+        result: ActionResult,
+        /// What it left.
+        detail: ActionDetail,
+    },
+    /// The rollout took a turn of its own.
+    Noted {
+        /// Which rollout.
+        rollout: RolloutId,
+        /// Which turn.
+        note: Note,
+    },
+    /// An operator asked something of it.
+    OperatorAsked {
+        /// Of which rollout.
+        rollout: RolloutId,
+        /// What.
+        request: OperatorRequest,
+        /// Why, in the operator's words.
+        why: String,
+    },
+    /// A rollout ended.
+    RolloutEnded {
+        /// Which.
+        rollout: RolloutId,
+        /// How.
+        outcome: Outcome,
+        /// What ran where then.
+        running: Running,
+    },
+}
+
+/// Why a record cannot follow the ones before it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IllegalRecord {
+    /// The number is not the next one.
+    #[error("record {found} cannot follow record {last}")]
+    Sequence {
+        /// The last good number.
+        last: u64,
+        /// The number found.
+        found: u64,
+    },
+    /// A rollout of this id exists.
+    #[error("rollout {0} was started before")]
+    StartedTwice(RolloutId),
+    /// Another rollout of the environment has not ended.
+    #[error("rollout {open} of {environment} has not ended; resume or abort it")]
+    EnvironmentBusy {
+        /// The open rollout.
+        open: RolloutId,
+        /// The environment.
+        environment: EnvironmentName,
+    },
+    /// No such rollout.
+    #[error("rollout {0} was never started")]
+    Unknown(RolloutId),
+    /// The rollout is over.
+    #[error("rollout {0} has ended")]
+    Ended(RolloutId),
+}
+
+/// Everything the records say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    /// The number of the last record.
+    pub last_seq: u64,
+    /// Every rollout, by id.
+    pub rollouts: BTreeMap<RolloutId, Rollout>,
+    /// What ran where when each ended rollout ended.
+    pub running: BTreeMap<RolloutId, Running>,
+    /// Ids in the order in which they started.
+    pub order: Vec<RolloutId>,
+    /// Why each bad release is bad.
+    pub bad: BTreeMap<ReleaseId, String>,
+}
+
+impl History {
+    /// Takes one more record.
+    ///
+    /// # Errors
+    /// When it cannot follow; the history is unchanged then.
+    pub fn apply(&mut self, record: &Record) -> Result<(), IllegalRecord> {
+        if record.seq != self.last_seq + 1 {
+            return Err(IllegalRecord::Sequence { last: self.last_seq, found: record.seq });
+        }
+        match &record.body {
+            RecordBody::ReleaseMarked { release, bad } => {
+                match bad {
+                    Some(why) => self.bad.insert(*release, why.clone()),
+                    None => self.bad.remove(release),
+                };
+            }
+            RecordBody::RolloutStarted { plan } => self.start(plan, record.at)?,
+            RecordBody::ActionStarted { rollout, action, .. } => {
+                begin(self.open_mut(rollout)?, action, record.at);
+            }
+            RecordBody::ActionFinished { rollout, action, result, .. } => {
+                finish(self.open_mut(rollout)?, action, result, record.at);
+            }
+            RecordBody::Noted { rollout, note } => {
+                turn(self.open_mut(rollout)?, note, record);
+                if let Note::TurnBack { why, bad } = note {
+                    self.bad.extend(bad.iter().map(|release| (*release, why.clone())));
+                }
+            }
+            RecordBody::OperatorAsked { rollout, request, why } => {
+                ask(self.open_mut(rollout)?, *request, why, record);
+            }
+            RecordBody::RolloutEnded { rollout, outcome, running } => {
+                let open = self.open_mut(rollout)?;
+                open.outcome = Some(outcome.clone());
+                open.ended_at = Some(record.at);
+                self.running.insert(rollout.clone(), running.clone());
+            }
+        }
+        self.last_seq = record.seq;
+        Ok(())
+    }
+
+    /// The rollout of an environment that has not ended, if there is one.
+    #[must_use]
+    pub fn open_rollout(&self, environment: &EnvironmentName) -> Option<&Rollout> {
+        self.of_environment(environment).find(|rollout| rollout.outcome.is_none())
+    }
+
+    /// The rollouts of an environment, latest first.
+    pub fn of_environment<'a, 'b>(
+        &'a self,
+        environment: &'b EnvironmentName,
+    ) -> impl Iterator<Item = &'a Rollout> + use<'a, 'b> {
+        self.order
+            .iter()
+            .rev()
+            .filter_map(|id| self.rollouts.get(id))
+            .filter(move |rollout| rollout.plan.environment == *environment)
+    }
+
+    /// What an environment was last known to run when a rollout of this service had finished everywhere, none left out.
+    #[must_use]
+    pub fn current(&self, environment: &EnvironmentName, service: &ServiceName) -> Option<ReleaseId> {
+        self.healthy(environment, service).next()
+    }
+
+    /// The releases that were healthy on the whole environment, latest first, each run of the same release once.
+    pub fn healthy<'a>(
+        &'a self,
+        environment: &'a EnvironmentName,
+        service: &'a ServiceName,
+    ) -> impl Iterator<Item = ReleaseId> + 'a {
+        let mut last = None;
+        self.of_environment(environment).filter_map(move |rollout| {
+            let is_whole =
+                matches!(&rollout.outcome, Some(Outcome::Done { left_out }) if left_out.is_empty());
+            let target = rollout.plan.targets.get(service).copied().filter(|_| is_whole)?;
+            (last.replace(target) != Some(target)).then_some(target)
+        })
+    }
+
+    /// Where `rollback` without a release goes: the last release before the present one that was healthy on the whole
+    /// environment and is not marked bad.
+    #[must_use]
+    pub fn way_back(
+        &self,
+        environment: &EnvironmentName,
+        service: &ServiceName,
+        present: Option<ReleaseId>,
+    ) -> Option<ReleaseId> {
+        // A rollback is itself a healthy run of an older release; going back again from there must lead further
+        // back, never forth to what was just left. So the search starts below the run in which the present release
+        // last went forward; where no record shows one, at the top.
+        let runs: Vec<(ReleaseId, Direction)> = self
+            .of_environment(environment)
+            .filter(
+                |rollout| matches!(&rollout.outcome, Some(Outcome::Done { left_out }) if left_out.is_empty()),
+            )
+            .filter_map(|rollout| Some((*rollout.plan.targets.get(service)?, rollout.plan.direction)))
+            .collect();
+        let below = runs
+            .iter()
+            .position(|(target, direction)| Some(*target) == present && *direction == Direction::Forward);
+        runs[below.unwrap_or(0)..]
+            .iter()
+            .map(|(target, _)| *target)
+            .find(|target| Some(*target) != present && !self.bad.contains_key(target))
+    }
+
+    fn start(&mut self, plan: &Plan, at: Timestamp) -> Result<(), IllegalRecord> {
+        if self.rollouts.contains_key(&plan.id) {
+            return Err(IllegalRecord::StartedTwice(plan.id.clone()));
+        }
+        if let Some(open) = self.open_rollout(&plan.environment) {
+            return Err(IllegalRecord::EnvironmentBusy {
+                open: open.plan.id.clone(),
+                environment: plan.environment.clone(),
+            });
+        }
+        self.order.push(plan.id.clone());
+        self.rollouts.insert(plan.id.clone(), Rollout::new(plan.clone(), at));
+        Ok(())
+    }
+
+    fn open_mut(&mut self, id: &RolloutId) -> Result<&mut Rollout, IllegalRecord> {
+        let rollout = self.rollouts.get_mut(id).ok_or_else(|| IllegalRecord::Unknown(id.clone()))?;
+        if rollout.outcome.is_some() {
+            return Err(IllegalRecord::Ended(id.clone()));
+        }
+        Ok(rollout)
+    }
+}
+
+fn begin(rollout: &mut Rollout, action: &Action, at: Timestamp) {
+    match action {
+        Action::Drain { instance } => {
+            rollout.drained_at.entry(instance.clone()).or_insert(at);
+        }
+        Action::Migrate { instance, .. } => {
+            rollout.migrations.insert(instance.service.clone(), MigrationState::Begun);
+        }
+        Action::Activate { instance, .. } | Action::Deactivate { instance, .. } => {
+            rollout.touched.insert(instance.clone());
+        }
+        _ => {}
+    }
+}
+
+fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, at: Timestamp) {
+    if let ActionResult::Failed { why, blame } = result {
+        if let Action::Migrate { instance, .. } = action {
+            rollout.migrations.insert(instance.service.clone(), MigrationState::Failed);
+        }
+        rollout.failures.push(Failure { at, action: action.clone(), why: why.clone(), blame: *blame });
+        return;
+    }
+    match action {
+        Action::Preflight { instance, .. } => {
+            rollout.checked.insert(instance.clone());
+        }
+        Action::Smoke { instance, .. } => {
+            rollout.smoked.insert(instance.clone());
+        }
+        Action::Migrate { instance, .. } => {
+            rollout.migrations.insert(instance.service.clone(), MigrationState::Done);
+        }
+        Action::Admit { instance } => {
+            rollout.drained_at.remove(instance);
+            rollout.admitted_at.insert(instance.clone(), at);
+        }
+        Action::Prune { instance, .. } => {
+            rollout.pruned.insert(instance.clone());
+        }
+        _ => {}
+    }
+}
+
+fn turn(rollout: &mut Rollout, note: &Note, record: &Record) {
+    match note {
+        Note::WaveProven { wave } => {
+            rollout.waves_proven.insert(*wave, record.at);
+        }
+        Note::LeaveOut { instance, why } => {
+            rollout.left_out.insert(instance.clone(), why.clone());
+            // What failed on the way forward says nothing about the way back.
+            rollout.failures.retain(|failure| failure.action.instance() != instance);
+        }
+        Note::TurnBack { why, .. } => turn_back(rollout, why.clone(), record.at),
+        Note::Hold { why } => {
+            rollout.held = Some(Held { by: "greenlight".to_owned(), why: why.clone() });
+        }
+    }
+}
+
+fn ask(rollout: &mut Rollout, request: OperatorRequest, why: &str, record: &Record) {
+    match request {
+        OperatorRequest::Hold => {
+            rollout.held = Some(Held { by: record.by.clone(), why: why.to_owned() });
+        }
+        OperatorRequest::Resume => {
+            rollout.held = None;
+            // The person who resumes has looked at what failed and wants it tried again.
+            rollout.failures.clear();
+        }
+        OperatorRequest::Abort => {
+            let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+            turn_back(rollout, format!("aborted by {}{why}", record.by), record.at);
+        }
+    }
+}
+
+fn turn_back(rollout: &mut Rollout, why: String, at: Timestamp) {
+    rollout.held = None;
+    if !rollout.is_turning_back() {
+        rollout.failures.clear();
+        rollout.course = Course::TurningBack { why, since: at };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Generation, Instance};
+
+    fn release(n: u8) -> ReleaseId {
+        ReleaseId::from_bytes([n; 32])
+    }
+
+    fn plan(id: &str, direction: Direction, target: u8) -> Plan {
+        Plan {
+            id: id.parse().unwrap(),
+            environment: "production".parse().unwrap(),
+            direction,
+            targets: BTreeMap::from([("web".parse().unwrap(), release(target))]),
+            baseline: BTreeMap::from([(Instance::new("a".parse().unwrap(), "web".parse().unwrap()), None)]),
+            waves: Vec::new(),
+            generation: Generation(1),
+            started_by: "op@desk".to_owned(),
+            digest: None,
+        }
+    }
+
+    #[derive(Default)]
+    struct Log {
+        history: History,
+    }
+
+    impl Log {
+        fn write(&mut self, body: RecordBody) -> Result<(), IllegalRecord> {
+            let seq = self.history.last_seq + 1;
+            self.history.apply(&Record { seq, at: Timestamp::UNIX_EPOCH, by: "op@desk".to_owned(), body })
+        }
+
+        fn run(&mut self, direction: Direction, target: u8) {
+            let id = format!("production-{}", self.history.order.len());
+            self.write(RecordBody::RolloutStarted { plan: plan(&id, direction, target) }).unwrap();
+            let outcome = Outcome::Done { left_out: BTreeMap::new() };
+            let rollout = id.parse().unwrap();
+            self.write(RecordBody::RolloutEnded { rollout, outcome, running: BTreeMap::new() }).unwrap();
+        }
+
+        fn way_back(&self, present: u8) -> Option<ReleaseId> {
+            self.history.way_back(
+                &"production".parse().unwrap(),
+                &"web".parse().unwrap(),
+                Some(release(present)),
+            )
+        }
+    }
+
+    #[test]
+    fn the_way_back_leads_further_back_each_time() {
+        let mut log = Log::default();
+        for target in [1, 2, 3] {
+            log.run(Direction::Forward, target);
+        }
+        assert_eq!(log.way_back(3), Some(release(2)));
+        log.run(Direction::Back, 2);
+        assert_eq!(log.way_back(2), Some(release(1)));
+        log.run(Direction::Back, 1);
+        assert_eq!(log.way_back(1), None);
+        // A release that no record shows going forward: the last healthy one.
+        assert_eq!(log.way_back(9), Some(release(1)));
+    }
+
+    #[test]
+    fn a_bad_release_is_no_way_back() {
+        let mut log = Log::default();
+        for target in [1, 2, 3] {
+            log.run(Direction::Forward, target);
+        }
+        log.write(RecordBody::ReleaseMarked { release: release(2), bad: Some("leaks".to_owned()) }).unwrap();
+        assert_eq!(log.way_back(3), Some(release(1)));
+        log.write(RecordBody::ReleaseMarked { release: release(2), bad: None }).unwrap();
+        assert_eq!(log.way_back(3), Some(release(2)));
+    }
+
+    #[test]
+    fn illegal_records_change_nothing() {
+        let mut log = Log::default();
+        log.write(RecordBody::RolloutStarted { plan: plan("one", Direction::Forward, 1) }).unwrap();
+        let before = log.history.clone();
+        let again = log.write(RecordBody::RolloutStarted { plan: plan("two", Direction::Forward, 2) });
+        assert!(matches!(again, Err(IllegalRecord::EnvironmentBusy { .. })), "{again:?}");
+        let unknown = log.write(RecordBody::OperatorAsked {
+            rollout: "none".parse().unwrap(),
+            request: OperatorRequest::Hold,
+            why: String::new(),
+        });
+        assert_eq!(unknown, Err(IllegalRecord::Unknown("none".parse().unwrap())));
+        let gap = Record {
+            seq: 7,
+            at: Timestamp::UNIX_EPOCH,
+            by: String::new(),
+            body: RecordBody::ReleaseMarked { release: release(1), bad: None },
+        };
+        assert_eq!(log.history.apply(&gap), Err(IllegalRecord::Sequence { last: 1, found: 7 }));
+        assert_eq!(log.history, before);
+    }
+
+    #[test]
+    fn an_abort_wins_over_a_hold_and_turns_back_once() {
+        let mut log = Log::default();
+        log.write(RecordBody::RolloutStarted { plan: plan("one", Direction::Forward, 1) }).unwrap();
+        for request in [OperatorRequest::Hold, OperatorRequest::Abort, OperatorRequest::Abort] {
+            let rollout = "one".parse().unwrap();
+            log.write(RecordBody::OperatorAsked { rollout, request, why: "errors".to_owned() }).unwrap();
+        }
+        let rollout = &log.history.rollouts[&"one".parse().unwrap()];
+        assert_eq!(rollout.held, None);
+        assert!(
+            matches!(&rollout.course, Course::TurningBack { why, .. } if why == "aborted by op@desk: errors")
+        );
+    }
+
+    /// The bytes of version 1, as they stand in logs that people have.
+    #[test]
+    fn version_1_is_still_read() {
+        let body = r#"{"record":"action_finished","rollout":"production-1","action":{"do":"activate","instance":"a/web","release":"0101010101010101010101010101010101010101010101010101010101010101","generation":4},"result":{"ended":"failed","why":"it does not run","blame":"release"},"detail":{"took_ms":12}}"#;
+        let read: RecordBody = serde_json::from_str(body).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), body);
+    }
+}

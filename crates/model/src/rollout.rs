@@ -1,0 +1,247 @@
+//! A rollout: what was asked for (the plan) and what has become of it, folded from records.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::action::{Action, Blame, Verb};
+use crate::decision::Outcome;
+use crate::id::{
+    EnvironmentName, Generation, HostName, Instance, PlanDigest, ReleaseId, RolloutId, ServiceName,
+};
+use crate::quantity::duration_ms;
+
+/// What was asked for: fixed when the rollout starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Which rollout.
+    pub id: RolloutId,
+    /// Where.
+    pub environment: EnvironmentName,
+    /// Forward or back.
+    pub direction: Direction,
+    /// The release each service is to run.
+    pub targets: BTreeMap<ServiceName, ReleaseId>,
+    /// What each instance ran when the plan was made, and goes back to.
+    pub baseline: BTreeMap<Instance, Option<ReleaseId>>,
+    /// The hosts that change together, in order. Every instance of the baseline is in exactly one.
+    pub waves: Vec<Wave>,
+    /// The generation of the way forward; turning back uses the next one.
+    pub generation: Generation,
+    /// Who asked: `user@machine`.
+    pub started_by: String,
+    /// What its preview showed; an approval binds to it.
+    pub digest: Option<PlanDigest>,
+}
+
+/// Forward to something new, or back to something that ran before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// `deploy`.
+    Forward,
+    /// `rollback`: no migration, no kept half, as many at once as the floor allows.
+    Back,
+}
+
+/// The instances that change together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wave {
+    /// Which.
+    pub instances: BTreeSet<Instance>,
+    /// Whether all of them must be proven before the first is admitted (blue-green).
+    pub together: bool,
+    /// How long the wave before this one must have been proven before this one begins (halves).
+    #[serde(with = "duration_ms")]
+    pub after: Duration,
+}
+
+/// A turn in the rollout's own course: recorded, then everything is decided anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "turn")]
+pub enum Note {
+    /// Every instance of the wave is proven and admitted.
+    WaveProven {
+        /// Its index in the plan, from 0.
+        wave: usize,
+    },
+    /// The instance failed; the budget allows to go on without it. It goes back to its baseline.
+    LeaveOut {
+        /// Which.
+        instance: Instance,
+        /// Why.
+        why: String,
+    },
+    /// The budget is spent, or a step that all depend on failed: everything goes back.
+    TurnBack {
+        /// Why.
+        why: String,
+        /// Releases that look guilty and are marked bad.
+        bad: BTreeSet<ReleaseId>,
+    },
+    /// The budget is spent and the environment asks to hold.
+    Hold {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What an operator may ask of a running rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperatorRequest {
+    /// Finish what is under way, begin nothing new.
+    Hold,
+    /// Go on.
+    Resume,
+    /// Go back. Wins over everything else.
+    Abort,
+}
+
+/// Which way the rollout is going.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
+pub enum Course {
+    /// To the targets.
+    Forward,
+    /// To the baseline.
+    TurningBack {
+        /// Why.
+        why: String,
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// A rollout as folded from its records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// What was asked for.
+    pub plan: Plan,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Which way it goes.
+    pub course: Course,
+    /// Who holds it and why, when somebody does.
+    pub held: Option<Held>,
+    /// Instances that passed their preflight.
+    pub checked: BTreeSet<Instance>,
+    /// Instances whose smoke start passed.
+    pub smoked: BTreeSet<Instance>,
+    /// Migrations that were begun, and whether they are done.
+    pub migrations: BTreeMap<ServiceName, MigrationState>,
+    /// Instances left out, with the reason.
+    pub left_out: BTreeMap<Instance, String>,
+    /// Failures of the present course, in order.
+    pub failures: Vec<Failure>,
+    /// When each instance was last told to drain, while it has not been admitted again.
+    pub drained_at: BTreeMap<Instance, Timestamp>,
+    /// When each instance was last admitted.
+    pub admitted_at: BTreeMap<Instance, Timestamp>,
+    /// Instances whose switch was begun in this rollout: only these have anything to turn back.
+    pub touched: BTreeSet<Instance>,
+    /// Instances that were pruned at the end.
+    pub pruned: BTreeSet<Instance>,
+    /// When each wave was proven, by index.
+    pub waves_proven: BTreeMap<usize, Timestamp>,
+    /// How it ended, when it has.
+    pub outcome: Option<Outcome>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// A hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Who.
+    pub by: String,
+    /// Why.
+    pub why: String,
+}
+
+/// How far a migration is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationState {
+    /// Begun; whether it ended is not known.
+    Begun,
+    /// Done.
+    Done,
+    /// Failed.
+    Failed,
+}
+
+/// An action that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub action: Action,
+    /// Why.
+    pub why: String,
+    /// Whose fault it looks like.
+    pub blame: Blame,
+}
+
+impl Rollout {
+    /// A rollout that has just started.
+    #[must_use]
+    pub fn new(plan: Plan, started_at: Timestamp) -> Self {
+        Self {
+            plan,
+            started_at,
+            course: Course::Forward,
+            held: None,
+            checked: BTreeSet::new(),
+            smoked: BTreeSet::new(),
+            migrations: BTreeMap::new(),
+            left_out: BTreeMap::new(),
+            failures: Vec::new(),
+            drained_at: BTreeMap::new(),
+            admitted_at: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            pruned: BTreeSet::new(),
+            waves_proven: BTreeMap::new(),
+            outcome: None,
+            ended_at: None,
+        }
+    }
+
+    /// What the instance is to run now and under which generation: its target, or its baseline when it was left out or
+    /// the rollout turns back.
+    #[must_use]
+    pub fn desired(&self, instance: &Instance) -> (Option<ReleaseId>, Generation) {
+        if self.goes_back(instance) {
+            (self.plan.baseline.get(instance).copied().flatten(), self.plan.generation.next())
+        } else {
+            (self.plan.targets.get(&instance.service).copied(), self.plan.generation)
+        }
+    }
+
+    /// Whether the instance is on its way back to its baseline.
+    #[must_use]
+    pub fn goes_back(&self, instance: &Instance) -> bool {
+        self.is_turning_back() || self.left_out.contains_key(instance)
+    }
+
+    /// Whether the whole rollout turns back.
+    #[must_use]
+    pub fn is_turning_back(&self) -> bool {
+        matches!(self.course, Course::TurningBack { .. })
+    }
+
+    /// How often this kind of action failed on this instance in its present direction.
+    #[must_use]
+    pub fn failures_of(&self, instance: &Instance, verb: Verb) -> usize {
+        self.failures.iter().filter(|f| f.action.instance() == instance && f.action.verb() == verb).count()
+    }
+
+    /// The hosts of a wave, in name order.
+    #[must_use]
+    pub fn hosts(&self) -> BTreeSet<&HostName> {
+        self.plan.baseline.keys().map(|instance| &instance.host).collect()
+    }
+}

@@ -1,0 +1,1 @@
+//! World in, decision out: which step may come next, and why not.

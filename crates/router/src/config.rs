@@ -1,0 +1,120 @@
+//! How a router is set up: addresses, workers, and the limit on everything that a peer could otherwise make grow.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Longest request head, in bytes; larger ones are answered with 431. Cookies of several services fit.
+pub const MAX_REQUEST_HEAD_BYTES: usize = 64 * 1024;
+/// Longest answer head, in bytes; a larger one is an error of the backend (502).
+pub const MAX_ANSWER_HEAD_BYTES: usize = 64 * 1024;
+/// Most header lines in a request or an answer.
+pub const MAX_HEADERS: usize = 100;
+/// Informational answers (1xx) that are skipped before the answer proper; more is an error of the backend.
+pub const MAX_INFORMATIONAL_ANSWERS: u32 = 16;
+/// Bytes that are read from a backend at once. One such buffer exists per core, not per connection.
+pub const READ_BUFFER_BYTES: usize = 64 * 1024;
+/// Attempts for one request, however many backends there are: a bound on the time a client waits.
+pub const MAX_ATTEMPTS: u32 = 8;
+/// Connections that wait to be accepted, per core.
+pub const LISTEN_BACKLOG: i32 = 1024;
+/// Most workers: beyond this the machine is not what the setting was made for.
+pub const MAX_WORKERS: usize = 256;
+
+/// Where a router listens and how it is run.
+#[derive(Debug, Clone)]
+pub struct RouterConfig {
+    /// Where clients connect. Port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Threads, each with a listener of its own (`SO_REUSEPORT`). 0 means one per core.
+    pub workers: usize,
+    /// The control socket; its directory must exist. A stale file there is replaced, a live router is an error.
+    pub control: PathBuf,
+    /// Where access log lines are appended, if anywhere.
+    pub access_log: Option<PathBuf>,
+    /// Keep the `X-Forwarded-*` lines of the client and append to them. Only behind another trusted proxy: otherwise
+    /// any client could claim any address.
+    pub trust_forwarded: bool,
+    /// How backends are checked.
+    pub health: HealthSettings,
+    /// Limits and timeouts.
+    pub limits: Limits,
+}
+
+impl RouterConfig {
+    /// A router with the default settings.
+    #[must_use]
+    pub fn new(listen: SocketAddr, control: PathBuf) -> Self {
+        Self {
+            listen,
+            workers: 0,
+            control,
+            access_log: None,
+            trust_forwarded: false,
+            health: HealthSettings::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How backends are checked.
+#[derive(Debug, Clone)]
+pub struct HealthSettings {
+    /// Time between two checks of a backend.
+    pub interval: Duration,
+    /// A check that takes longer has failed.
+    pub timeout: Duration,
+    /// Passed checks in a row after which a backend that was down is up.
+    pub rise: u32,
+    /// Failed checks, or failed connections of requests, in a row after which a backend that was up is down.
+    pub fall: u32,
+}
+
+impl Default for HealthSettings {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(1), timeout: Duration::from_secs(1), rise: 2, fall: 3 }
+    }
+}
+
+/// Limits and timeouts. Timeouts are kept to within a quarter of a second.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Client connections open at once, over all workers; more wait in the listen queue.
+    pub max_connections: usize,
+    /// Longest request body, in bytes; longer ones are answered with 413.
+    pub max_body_bytes: u64,
+    /// Idle connections that are kept to one backend, per worker.
+    pub max_idle_per_backend: usize,
+    /// A request head must be whole within this time from its first byte.
+    pub head_timeout: Duration,
+    /// How long a client connection may stay idle between requests.
+    pub keep_alive_timeout: Duration,
+    /// Opening a connection to a backend.
+    pub connect_timeout: Duration,
+    /// From the last byte of the request that was passed on to the head of the answer.
+    pub answer_timeout: Duration,
+    /// How long an answer may stand still, in either direction.
+    pub stall_timeout: Duration,
+    /// How long an idle connection to a backend is kept. Shorter than the shortest keep-alive time usual among
+    /// application servers (2 s), so that the backend rarely closes it under a request.
+    pub idle_timeout: Duration,
+    /// How long an upgraded connection may be silent in both directions.
+    pub tunnel_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 20_000,
+            max_body_bytes: 16 * 1024 * 1024 * 1024,
+            max_idle_per_backend: 256,
+            head_timeout: Duration::from_secs(15),
+            keep_alive_timeout: Duration::from_secs(75),
+            connect_timeout: Duration::from_secs(2),
+            answer_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_millis(1500),
+            tunnel_timeout: Duration::from_secs(3600),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The built-in data plane: an HTTP router in front of the releases.

@@ -1,0 +1,1 @@
+//! The record log: append-only, numbered, compare-and-swap.

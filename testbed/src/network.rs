@@ -1,0 +1,150 @@
+//! Namespaces, the bridge and the links of a bed; what faults do to them.
+//!
+//! The hub namespace holds a bridge at `10.99.N.1`. Each host has a namespace with `eth0` at `10.99.N.10` and
+//! up, whose other end stands on the bridge. Nothing leads out of the bed.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::command::{run, run_with_input};
+use crate::process::Process;
+use crate::Error;
+
+/// The bed's number becomes the third byte of its addresses.
+pub(crate) const BED_NUMBERS: std::ops::RangeInclusive<u8> = 1..=254;
+/// The last byte of the first host's address; 1 is the hub's.
+const FIRST_HOST: u8 = 10;
+/// What the address leaves room for.
+pub(crate) const HOSTS_MAX: usize = (u8::MAX - FIRST_HOST) as usize;
+
+/// The hub's namespace of a bed.
+pub(crate) fn hub(number: u8) -> String {
+    format!("bed{number}-hub")
+}
+
+/// A host's namespace.
+pub(crate) fn host(number: u8, name: &str) -> String {
+    format!("bed{number}-host-{name}")
+}
+
+/// Where a namespace is kept.
+pub(crate) fn path(namespace: &str) -> PathBuf {
+    PathBuf::from("/run/netns").join(namespace)
+}
+
+/// The address of the host at a position in its bed.
+pub(crate) fn address(number: u8, index: usize) -> std::net::Ipv4Addr {
+    // A bed never has more than HOSTS_MAX hosts.
+    let last = u8::try_from(index).map_or(u8::MAX, |index| index.saturating_add(FIRST_HOST));
+    std::net::Ipv4Addr::new(10, 99, number, last)
+}
+
+/// Makes the hub with its bridge.
+pub(crate) fn create_hub(number: u8) -> Result<(), Error> {
+    let hub = hub(number);
+    run(Command::new("ip").args(["netns", "add", &hub]))?;
+    batch(
+        &hub,
+        &format!(
+            "link set lo up\nlink add bridge0 type bridge\naddr add 10.99.{number}.1/24 dev bridge0\nlink set bridge0 up\n"
+        ),
+    )
+}
+
+/// Makes a host's namespace and links it to the bridge.
+pub(crate) fn create_host(number: u8, index: usize, name: &str) -> Result<(), Error> {
+    let (hub, host) = (hub(number), host(number, name));
+    run(Command::new("ip").args(["netns", "add", &host]))?;
+    batch(
+        &hub,
+        &format!(
+            "link add host{index} type veth peer name eth0 netns {host}\nlink set host{index} master bridge0 up\n"
+        ),
+    )?;
+    batch(
+        &host,
+        &format!(
+            "link set lo up\naddr add {}/24 dev eth0\nlink set eth0 up\nroute add default via 10.99.{number}.1\n",
+            address(number, index)
+        ),
+    )
+}
+
+/// Takes a host's link down or up.
+pub(crate) fn set_link(number: u8, index: usize, up: bool) -> Result<(), Error> {
+    batch(&hub(number), &format!("link set host{index} {}\n", if up { "up" } else { "down" }))
+}
+
+/// Limits a host's link to a rate both ways; `None` takes the limit away.
+pub(crate) fn set_rate(
+    number: u8,
+    index: usize,
+    name: &str,
+    kilobits_per_second: Option<u32>,
+) -> Result<(), Error> {
+    for (namespace, device) in [(hub(number), format!("host{index}")), (host(number, name), "eth0".to_owned())] {
+        let tc = |arguments: &[&str]| {
+            run(Command::new("tc").args(["-n", &namespace, "qdisc"]).args(arguments)).map(drop)
+        };
+        match kilobits_per_second {
+            // A bucket of 64 KiB passes the largest offloaded frame whole; waiting longer than 50 ms drops.
+            Some(rate) => tc(&[
+                "replace",
+                "dev",
+                &device,
+                "root",
+                "tbf",
+                "rate",
+                &format!("{rate}kbit"),
+                "burst",
+                "64kb",
+                "latency",
+                "50ms",
+            ])?,
+            // The default discipline back in place of whatever stands there.
+            None => tc(&["replace", "dev", &device, "root", "pfifo_fast"]).or_else(|_| {
+                tc(&["delete", "dev", &device, "root"])
+            })?,
+        }
+    }
+    Ok(())
+}
+
+/// Ends every process in a namespace and deletes it. It is no error when it does not exist.
+pub(crate) fn remove(namespace: &str) -> Result<(), Error> {
+    if !path(namespace).exists() {
+        return Ok(());
+    }
+    // What is killed may have started another in between, so look until none is left.
+    loop {
+        let listed = run(Command::new("ip").args(["netns", "pids", namespace]))?;
+        let own = std::process::id();
+        let processes: Vec<_> = listed
+            .lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .filter(|id| *id != own)
+            .filter_map(Process::find)
+            .filter(|process| process.is_alive())
+            .collect();
+        if processes.is_empty() {
+            break;
+        }
+        processes.into_iter().try_for_each(Process::kill)?;
+    }
+    run(Command::new("ip").args(["netns", "delete", namespace])).map(drop)
+}
+
+/// Moves the calling thread into a namespace, for good.
+pub(crate) fn enter(namespace: &str) -> Result<(), Error> {
+    let path = path(namespace);
+    let file = File::open(&path).map_err(Error::io("open", &path))?;
+    move_into_link_name_space((&file).into(), Some(LinkNameSpaceType::Network))
+        .map_err(|errno| Error::system(format!("enter network namespace {namespace}"))(errno.into()))
+}
+
+fn batch(namespace: &str, lines: &str) -> Result<(), Error> {
+    run_with_input(Command::new("ip").args(["-n", namespace, "-batch", "-"]), lines.as_bytes()).map(drop)
+}
