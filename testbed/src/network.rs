@@ -87,7 +87,7 @@ pub(crate) fn set_rate(
 ) -> Result<(), Error> {
     for (namespace, device) in [(hub(number), format!("host{index}")), (host(number, name), "eth0".to_owned())] {
         let tc = |arguments: &[&str]| {
-            run(Command::new("tc").args(["-n", &namespace, "qdisc"]).args(arguments)).map(drop)
+            run(Command::new("tc").args(["-n", &namespace, "qdisc"]).args(arguments))
         };
         match kilobits_per_second {
             // A bucket of 64 KiB passes the largest offloaded frame whole; waiting longer than 50 ms drops.
@@ -104,11 +104,9 @@ pub(crate) fn set_rate(
                 "latency",
                 "50ms",
             ])?,
-            // The default discipline back in place of whatever stands there.
-            None => tc(&["replace", "dev", &device, "root", "pfifo_fast"]).or_else(|_| {
-                tc(&["delete", "dev", &device, "root"])
-            })?,
-        }
+            None if tc(&["show", "dev", &device])?.contains(" tbf ") => tc(&["delete", "dev", &device, "root"])?,
+            None => String::new(),
+        };
     }
     Ok(())
 }

@@ -180,11 +180,14 @@ impl World {
         self.environment.instances_of(service).filter(|instance| self.serves(instance)).count()
     }
 
-    /// How many instances of a service must serve.
+    /// How many instances of a service must serve. A service with one instance cannot be changed without a pause, so
+    /// nothing is asked of it.
     #[must_use]
     pub fn floor(&self, service: &ServiceName) -> usize {
-        let count = self.environment.hosts.get(service).map_or(0, Vec::len);
-        self.environment.floor.of(count)
+        match self.environment.hosts.get(service).map_or(0, Vec::len) {
+            0 | 1 => 0,
+            count => self.environment.floor.of(count),
+        }
     }
 
     /// Whether an action on this instance is under way.
