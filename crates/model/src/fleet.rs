@@ -14,7 +14,7 @@ use crate::id::{
 use crate::quantity::{ByteSize, Percent, duration_ms};
 
 /// All services and environments.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fleet {
     /// What is released.
     pub services: BTreeMap<ServiceName, Service>,
@@ -43,7 +43,7 @@ pub enum SecretSource {
 }
 
 /// What is released: code or configuration, with its processes, checks and migrations.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
@@ -84,7 +84,7 @@ pub struct Source {
 }
 
 /// What a host must have before a release may go there.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requirements {
     /// Free disk under the service's root.
     pub disk: Option<ByteSize>,
@@ -95,7 +95,7 @@ pub struct Requirements {
 }
 
 /// The step that changes a database.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Migration {
     /// Program and arguments, run in the new release's directory on one host before the first activation.
     pub argv: Vec<String>,
@@ -105,7 +105,7 @@ pub struct Migration {
 }
 
 /// One process of a service.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Its name.
     pub name: ProcessName,
@@ -163,7 +163,7 @@ pub struct Smoke {
 }
 
 /// dev, staging, production …
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// Its name.
     pub name: EnvironmentName,
@@ -196,7 +196,7 @@ pub struct Environment {
 }
 
 /// How one host is reached and what differs there.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostSettings {
     /// How the agent on it is reached.
     pub link: LinkKind,

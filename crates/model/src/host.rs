@@ -14,7 +14,7 @@ use crate::id::{ProfileName, VariableName};
 use crate::quantity::duration_ms;
 
 /// Everything a host must know of one service: how it is laid out and run there.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceSpec {
     /// The service.
     pub service: ServiceName,
@@ -50,7 +50,7 @@ pub struct ReleaseMark {
 }
 
 /// What a host is told to be: sent whole, never as a step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
     /// The number that fences.
     pub generation: Generation,
@@ -145,7 +145,7 @@ pub enum LedgerEvent {
 }
 
 /// What a host is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostReport {
     /// Facts about the machine.
     pub facts: HostFacts,
@@ -175,7 +175,7 @@ pub struct HostFacts {
 }
 
 /// What one service is on one host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceReport {
     /// What the host remembers.
     pub ledger: Ledger,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::Timestamp;
 use crate::action::{Action, ActionDetail, ActionResult};
 use crate::decision::{Outcome, Running};
+use crate::fleet::Service;
 use crate::id::{EnvironmentName, ReleaseId, RolloutId, ServiceName};
 use crate::rollout::{
     Course, Direction, Failure, Held, MigrationState, Note, OperatorRequest, Plan, Rollout,
@@ -46,6 +47,8 @@ pub enum RecordBody {
     RolloutStarted {
         /// What was asked for.
         plan: Plan,
+        /// The services as they were defined then: going back to a release later runs it as it was run.
+        services: BTreeMap<ServiceName, Service>,
     },
     /// An action was begun.
     ActionStarted {
@@ -137,6 +140,8 @@ pub struct History {
     pub order: Vec<RolloutId>,
     /// Why each bad release is bad.
     pub bad: BTreeMap<ReleaseId, String>,
+    /// How each service was defined when its release last went to an environment.
+    pub definitions: BTreeMap<(EnvironmentName, ReleaseId), Service>,
 }
 
 impl History {
@@ -155,7 +160,14 @@ impl History {
                     None => self.bad.remove(release),
                 };
             }
-            RecordBody::RolloutStarted { plan } => self.start(plan, record.at)?,
+            RecordBody::RolloutStarted { plan, services } => {
+                self.start(plan, record.at)?;
+                for (name, service) in services {
+                    if let Some(release) = plan.targets.get(name) {
+                        self.definitions.insert((plan.environment.clone(), *release), service.clone());
+                    }
+                }
+            }
             RecordBody::ActionStarted { rollout, action, .. } => {
                 begin(self.open_mut(rollout)?, action, record.at);
             }
@@ -395,7 +407,11 @@ mod tests {
 
         fn run(&mut self, direction: Direction, target: u8) {
             let id = format!("production-{}", self.history.order.len());
-            self.write(RecordBody::RolloutStarted { plan: plan(&id, direction, target) }).unwrap();
+            self.write(RecordBody::RolloutStarted {
+                plan: plan(&id, direction, target),
+                services: BTreeMap::new(),
+            })
+            .unwrap();
             let outcome = Outcome::Done { left_out: BTreeMap::new() };
             let rollout = id.parse().unwrap();
             self.write(RecordBody::RolloutEnded { rollout, outcome, running: BTreeMap::new() }).unwrap();
@@ -440,9 +456,16 @@ mod tests {
     #[test]
     fn illegal_records_change_nothing() {
         let mut log = Log::default();
-        log.write(RecordBody::RolloutStarted { plan: plan("one", Direction::Forward, 1) }).unwrap();
+        log.write(RecordBody::RolloutStarted {
+            plan: plan("one", Direction::Forward, 1),
+            services: BTreeMap::new(),
+        })
+        .unwrap();
         let before = log.history.clone();
-        let again = log.write(RecordBody::RolloutStarted { plan: plan("two", Direction::Forward, 2) });
+        let again = log.write(RecordBody::RolloutStarted {
+            plan: plan("two", Direction::Forward, 2),
+            services: BTreeMap::new(),
+        });
         assert!(matches!(again, Err(IllegalRecord::EnvironmentBusy { .. })), "{again:?}");
         let unknown = log.write(RecordBody::OperatorAsked {
             rollout: "none".parse().unwrap(),
@@ -463,7 +486,11 @@ mod tests {
     #[test]
     fn an_abort_wins_over_a_hold_and_turns_back_once() {
         let mut log = Log::default();
-        log.write(RecordBody::RolloutStarted { plan: plan("one", Direction::Forward, 1) }).unwrap();
+        log.write(RecordBody::RolloutStarted {
+            plan: plan("one", Direction::Forward, 1),
+            services: BTreeMap::new(),
+        })
+        .unwrap();
         for request in [OperatorRequest::Hold, OperatorRequest::Abort, OperatorRequest::Abort] {
             let rollout = "one".parse().unwrap();
             log.write(RecordBody::OperatorAsked { rollout, request, why: "errors".to_owned() }).unwrap();
