@@ -1,0 +1,425 @@
+//! Frames: what the bytes between controller and agent are made of.
+//!
+//! A frame is a length of four bytes (big-endian, of what follows it), one byte for its kind, and a payload:
+//!
+//! | kind | payload |
+//! | --- | --- |
+//! | 1 message | a [`Message`] as JSON, at most [`MESSAGE_BYTES_MAX`] |
+//! | 2 data | the request's number (u64), the object's hash (32 bytes), the encoding (0 raw, 1 zstd), at most [`DATA_BYTES_MAX`] of data |
+//! | 3 end of data | the request's number (u64) |
+//!
+//! Guarantees: a reader allocates as bytes arrive, never by the announced length alone; whatever the bytes are, the answer is a
+//! frame or a typed error, never a panic. After an error the stream cannot be used any more.
+//! Not in here: whether the data has the hash it is said to have, and what its encoding unpacks to; the receiver checks both.
+
+use std::io::{self, Read, Write};
+
+use greenlight_model::id::ContentHash;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use crate::message::{DATA_BYTES_MAX, MESSAGE_BYTES_MAX, Message};
+
+/// One unit on the wire.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frame {
+    /// A message.
+    Message(Message),
+    /// One object that belongs to a request.
+    Data {
+        /// The request's number.
+        id: u64,
+        /// The hash of the object before encoding.
+        hash: ContentHash,
+        /// How `data` is packed.
+        encoding: Encoding,
+        /// The packed bytes, at most [`DATA_BYTES_MAX`].
+        data: Vec<u8>,
+    },
+    /// No more objects for a request.
+    EndOfData {
+        /// The request's number.
+        id: u64,
+    },
+}
+
+/// How an object's bytes are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// As they are.
+    Raw,
+    /// One zstd frame.
+    Zstd,
+}
+
+/// Why bytes are not a frame, or a frame could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// Reading failed.
+    #[error("reading a frame failed: {0}")]
+    Read(#[source] io::Error),
+    /// Writing failed.
+    #[error("writing a frame failed: {0}")]
+    Write(#[source] io::Error),
+    /// The stream ended inside a frame.
+    #[error("the stream ended inside a frame")]
+    Truncated,
+    /// The first bytes of the frame are no frame's beginning.
+    #[error("a frame of unknown kind {kind}: the other side does not speak this protocol")]
+    UnknownKind {
+        /// The kind's byte.
+        kind: u8,
+    },
+    /// The frame is shorter than its kind can be.
+    #[error("a frame of {bytes} bytes is too short for its kind {kind}")]
+    TooShort {
+        /// The kind's byte.
+        kind: u8,
+        /// Its announced length.
+        bytes: usize,
+    },
+    /// The frame is longer than its kind may be.
+    #[error("a frame of {bytes} bytes is longer than the {bytes_max} that its kind {kind} may have")]
+    TooLong {
+        /// The kind's byte.
+        kind: u8,
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The data's encoding is not known.
+    #[error("data in unknown encoding {0}")]
+    UnknownEncoding(u8),
+    /// The message is not one of ours.
+    #[error("a message could not be understood: {0}")]
+    BadMessage(#[source] serde_json::Error),
+}
+
+/// Reads one frame; `None` when the stream ends before its first byte.
+///
+/// # Errors
+/// When reading fails, the stream ends inside the frame, or the bytes are no frame.
+pub fn read_frame(reader: &mut impl Read) -> Result<Option<Frame>, FrameError> {
+    let mut start = [0u8; START_BYTES];
+    // The first byte apart: ending before it is a proper end, ending after it is not.
+    loop {
+        match reader.read(&mut start[..1]) {
+            Ok(0) => return Ok(None),
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(FrameError::Read(error)),
+        }
+    }
+    reader.read_exact(&mut start[1..]).map_err(read_error)?;
+    let plan = Plan::of(start)?;
+    let mut fixed = [0u8; DATA_FIXED_BYTES];
+    reader.read_exact(&mut fixed[..plan.kind.fixed_bytes()]).map_err(read_error)?;
+    let mut rest = Vec::with_capacity(plan.rest_bytes.min(FIRST_ALLOCATION_BYTES));
+    reader.take(plan.rest_bytes as u64).read_to_end(&mut rest).map_err(read_error)?;
+    plan.finish(fixed, rest).map(Some)
+}
+
+/// Writes one frame. It does not flush: a caller that buffers flushes when it has nothing more to write.
+///
+/// # Errors
+/// When writing fails or the frame is longer than allowed.
+pub fn write_frame(writer: &mut impl Write, frame: &Frame) -> Result<(), FrameError> {
+    let (head, data) = encode(frame)?;
+    writer.write_all(&head).map_err(FrameError::Write)?;
+    writer.write_all(data).map_err(FrameError::Write)
+}
+
+/// As [`read_frame`], for tokio. Not safe to cancel: a reader that is dropped half-way has lost its place.
+///
+/// # Errors
+/// As [`read_frame`].
+pub async fn read_frame_async(reader: &mut (impl AsyncRead + Unpin)) -> Result<Option<Frame>, FrameError> {
+    let mut start = [0u8; START_BYTES];
+    if reader.read(&mut start[..1]).await.map_err(FrameError::Read)? == 0 {
+        return Ok(None);
+    }
+    reader.read_exact(&mut start[1..]).await.map_err(read_error)?;
+    let plan = Plan::of(start)?;
+    let mut fixed = [0u8; DATA_FIXED_BYTES];
+    reader.read_exact(&mut fixed[..plan.kind.fixed_bytes()]).await.map_err(read_error)?;
+    let mut rest = Vec::with_capacity(plan.rest_bytes.min(FIRST_ALLOCATION_BYTES));
+    reader.take(plan.rest_bytes as u64).read_to_end(&mut rest).await.map_err(read_error)?;
+    plan.finish(fixed, rest).map(Some)
+}
+
+/// As [`write_frame`], for tokio. Not safe to cancel: a frame that was written half-way ruins the stream.
+///
+/// # Errors
+/// As [`write_frame`].
+pub async fn write_frame_async(
+    writer: &mut (impl AsyncWrite + Unpin),
+    frame: &Frame,
+) -> Result<(), FrameError> {
+    let (head, data) = encode(frame)?;
+    writer.write_all(&head).await.map_err(FrameError::Write)?;
+    writer.write_all(data).await.map_err(FrameError::Write)
+}
+
+/// Length and kind.
+const START_BYTES: usize = 5;
+/// Number, hash and encoding before an object's data.
+const DATA_FIXED_BYTES: usize = 8 + 32 + 1;
+/// What is set aside before the first byte of a payload is there: enough for most messages, too little to hurt.
+const FIRST_ALLOCATION_BYTES: usize = 64 * 1024;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Message = 1,
+    Data = 2,
+    EndOfData = 3,
+}
+
+impl Kind {
+    /// Bytes that every frame of the kind has after its start.
+    fn fixed_bytes(self) -> usize {
+        match self {
+            Self::Message => 0,
+            Self::Data => DATA_FIXED_BYTES,
+            Self::EndOfData => 8,
+        }
+    }
+
+    /// Most bytes after the fixed ones.
+    fn rest_bytes_max(self) -> usize {
+        match self {
+            Self::Message => MESSAGE_BYTES_MAX,
+            Self::Data => DATA_BYTES_MAX,
+            Self::EndOfData => 0,
+        }
+    }
+
+    /// The frame's beginning for so many bytes after the fixed ones.
+    fn start(self, rest_bytes: usize) -> Result<[u8; START_BYTES], FrameError> {
+        let too_long =
+            || FrameError::TooLong { kind: self as u8, bytes: rest_bytes, bytes_max: self.rest_bytes_max() };
+        if rest_bytes > self.rest_bytes_max() {
+            return Err(too_long());
+        }
+        let length = u32::try_from(1 + self.fixed_bytes() + rest_bytes).map_err(|_| too_long())?;
+        let [a, b, c, d] = length.to_be_bytes();
+        Ok([a, b, c, d, self as u8])
+    }
+}
+
+/// What the first five bytes say of the rest.
+struct Plan {
+    kind: Kind,
+    rest_bytes: usize,
+}
+
+impl Plan {
+    fn of([a, b, c, d, kind]: [u8; START_BYTES]) -> Result<Self, FrameError> {
+        let bytes = u32::from_be_bytes([a, b, c, d]) as usize;
+        let kind = match kind {
+            1 => Kind::Message,
+            2 => Kind::Data,
+            3 => Kind::EndOfData,
+            kind => return Err(FrameError::UnknownKind { kind }),
+        };
+        let rest_bytes = bytes
+            .checked_sub(1 + kind.fixed_bytes())
+            .ok_or(FrameError::TooShort { kind: kind as u8, bytes })?;
+        if rest_bytes > kind.rest_bytes_max() {
+            let bytes_max = kind.rest_bytes_max();
+            return Err(FrameError::TooLong { kind: kind as u8, bytes: rest_bytes, bytes_max });
+        }
+        Ok(Self { kind, rest_bytes })
+    }
+
+    fn finish(&self, fixed: [u8; DATA_FIXED_BYTES], rest: Vec<u8>) -> Result<Frame, FrameError> {
+        if rest.len() < self.rest_bytes {
+            return Err(FrameError::Truncated);
+        }
+        let mut id = [0u8; 8];
+        id.copy_from_slice(&fixed[..8]);
+        let id = u64::from_be_bytes(id);
+        match self.kind {
+            Kind::Message => {
+                serde_json::from_slice(&rest).map(Frame::Message).map_err(FrameError::BadMessage)
+            }
+            Kind::EndOfData => Ok(Frame::EndOfData { id }),
+            Kind::Data => {
+                let mut hash = [0u8; 32];
+                hash.copy_from_slice(&fixed[8..40]);
+                let encoding = match fixed[40] {
+                    0 => Encoding::Raw,
+                    1 => Encoding::Zstd,
+                    unknown => return Err(FrameError::UnknownEncoding(unknown)),
+                };
+                Ok(Frame::Data { id, hash: ContentHash::from_bytes(hash), encoding, data: rest })
+            }
+        }
+    }
+}
+
+/// The frame as bytes, in two parts so that an object's data is not copied.
+fn encode(frame: &Frame) -> Result<(Vec<u8>, &[u8]), FrameError> {
+    match frame {
+        Frame::Message(message) => {
+            let mut head = vec![0; START_BYTES];
+            serde_json::to_writer(&mut head, message).map_err(FrameError::BadMessage)?;
+            let start = Kind::Message.start(head.len() - START_BYTES)?;
+            head[..START_BYTES].copy_from_slice(&start);
+            Ok((head, &[]))
+        }
+        Frame::Data { id, hash, encoding, data } => {
+            let mut head = Vec::with_capacity(START_BYTES + DATA_FIXED_BYTES);
+            head.extend_from_slice(&Kind::Data.start(data.len())?);
+            head.extend_from_slice(&id.to_be_bytes());
+            head.extend_from_slice(hash.as_bytes());
+            head.push(match encoding {
+                Encoding::Raw => 0,
+                Encoding::Zstd => 1,
+            });
+            Ok((head, data))
+        }
+        Frame::EndOfData { id } => {
+            let mut head = Vec::with_capacity(START_BYTES + 8);
+            head.extend_from_slice(&Kind::EndOfData.start(0)?);
+            head.extend_from_slice(&id.to_be_bytes());
+            Ok((head, &[]))
+        }
+    }
+}
+
+fn read_error(error: io::Error) -> FrameError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => FrameError::Truncated,
+        _ => FrameError::Read(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Event, Reply, Stream};
+    use proptest::prelude::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    /// Reads with both readers, which must agree, and says what came out.
+    fn read(bytes: &[u8]) -> Result<Option<Frame>, String> {
+        let blocking = read_frame(&mut &bytes[..]).map_err(|error| error.to_string());
+        let tokio = runtime().block_on(read_frame_async(&mut &bytes[..])).map_err(|error| error.to_string());
+        assert_eq!(blocking, tokio);
+        blocking
+    }
+
+    fn written(frame: &Frame) -> Vec<u8> {
+        let (mut blocking, mut tokio) = (Vec::new(), Vec::new());
+        write_frame(&mut blocking, frame).unwrap();
+        runtime().block_on(write_frame_async(&mut tokio, frame)).unwrap();
+        assert_eq!(blocking, tokio);
+        blocking
+    }
+
+    fn data(bytes: usize) -> Frame {
+        let hash = ContentHash::from_bytes([7; 32]);
+        Frame::Data { id: u64::MAX - 1, hash, encoding: Encoding::Zstd, data: vec![9; bytes] }
+    }
+
+    #[test]
+    fn frames_come_out_as_they_went_in() {
+        let line = Event::Line { process: None, stream: Stream::Stderr, text: "ünïcode\n\0".to_owned() };
+        let frames = [
+            Frame::Message(Message::Reply { id: 3, result: Ok(Reply::Done) }),
+            Frame::Message(Message::Event { id: 4, event: line }),
+            data(0),
+            data(1),
+            data(DATA_BYTES_MAX),
+            Frame::EndOfData { id: 5 },
+        ];
+        let stream: Vec<u8> = frames.iter().flat_map(written).collect();
+        let mut reader = &stream[..];
+        for frame in frames {
+            assert!(read_frame(&mut reader).unwrap() == Some(frame));
+        }
+        assert_eq!(read_frame(&mut reader).unwrap(), None);
+    }
+
+    #[test]
+    fn hostile_bytes_are_refused_with_the_reason() {
+        let json = |text: &str| {
+            let mut bytes = u32::try_from(text.len() + 1).unwrap().to_be_bytes().to_vec();
+            bytes.push(1);
+            bytes.extend_from_slice(text.as_bytes());
+            bytes
+        };
+        let mut bad_encoding = written(&data(0));
+        bad_encoding[45] = 2;
+        let mut deep = "[".repeat(100_000);
+        deep.push('1');
+        let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+            ("one byte", vec![0], "ended inside"),
+            ("length only", vec![0, 0, 0, 1], "ended inside"),
+            ("an ssh banner", b"Welcome to host\n".to_vec(), "unknown kind 111"),
+            ("kind 0", vec![0, 0, 0, 1, 0], "unknown kind 0"),
+            ("kind 4", vec![0, 0, 0, 1, 4], "unknown kind 4"),
+            ("no length", vec![0, 0, 0, 0, 1], "too short"),
+            ("longest length, message", vec![255, 255, 255, 255, 1], "longer than"),
+            ("longest length, data", vec![255, 255, 255, 255, 2], "longer than"),
+            ("data one byte too long", vec![0, 0x80, 0, 43, 2], "longer than"),
+            ("data without its hash", vec![0, 0, 0, 41, 2], "too short"),
+            ("end with something after it", vec![0, 0, 0, 10, 3], "longer than"),
+            ("end without its number", vec![0, 0, 0, 8, 3], "too short"),
+            ("largest message that never comes", vec![0x20, 0, 0, 1, 1, b'{'], "ended inside"),
+            ("data that ends early", written(&data(100))[..100].to_vec(), "ended inside"),
+            ("unknown encoding", bad_encoding, "unknown encoding 2"),
+            ("an empty message", json(""), "understood"),
+            ("not JSON", json("hello"), "understood"),
+            ("another message", json(r#"{"greeting":{"protocol":1}}"#), "understood"),
+            ("unknown message", json(r#"{"shutdown":{}}"#), "understood"),
+            ("too deep", json(&deep), "understood"),
+            ("not UTF-8", vec![0, 0, 0, 3, 1, 0xff, 0xfe], "understood"),
+        ];
+        for (name, bytes, expected) in cases {
+            let error = read(&bytes).expect_err(name);
+            assert!(error.contains(expected), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_longer_than_allowed_is_written() {
+        let mut sink = Vec::new();
+        let error = write_frame(&mut sink, &data(DATA_BYTES_MAX + 1)).unwrap_err();
+        assert!(matches!(error, FrameError::TooLong { kind: 2, .. }), "{error}");
+        assert!(sink.is_empty());
+    }
+
+    #[test]
+    fn memory_follows_the_bytes_that_arrive() {
+        /// Gives what it has and then notes how large a buffer it was asked to fill.
+        struct Noting<'a>(&'a [u8], usize);
+        impl Read for Noting<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.1 = self.1.max(buffer.len());
+                Read::read(&mut self.0, buffer)
+            }
+        }
+        let mut reader = Noting(&[0x20, 0, 0, 1, 1, b'{'], 0);
+        assert!(matches!(read_frame(&mut reader), Err(FrameError::Truncated)));
+        assert!(reader.1 <= 2 * FIRST_ALLOCATION_BYTES, "{} bytes were set aside", reader.1);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read(&bytes);
+        }
+
+        #[test]
+        fn damaged_frames_never_panic(kind in 0u8..5, length in 0u32..300, rest in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut bytes = length.to_be_bytes().to_vec();
+            bytes.push(kind);
+            bytes.extend_from_slice(&rest);
+            let _ = read(&bytes);
+        }
+    }
+}
