@@ -50,7 +50,8 @@ fn mount_point() -> Result<PathBuf, Error> {
     let path = "/proc/self/mounts";
     let mounts = fs::read_to_string(path).map_err(Error::io("read", path))?;
     unified(&mounts).map(PathBuf::from).ok_or_else(|| Error::Machine {
-        reason: "no unified control group hierarchy is mounted; try: mount -t cgroup2 none /sys/fs/cgroup".into(),
+        reason: "no unified control group hierarchy is mounted; try: mount -t cgroup2 none /sys/fs/cgroup"
+            .into(),
     })
 }
 
@@ -69,7 +70,8 @@ mod tests {
     #[test]
     fn finds_the_unified_hierarchy() {
         let pure = "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
-        let hybrid = "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let hybrid =
+            "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         assert_eq!(unified(pure), Some("/sys/fs/cgroup"));
         assert_eq!(unified(hybrid), Some("/sys/fs/cgroup/unified"));
         assert_eq!(unified("proc /proc proc rw 0 0\n"), None);

@@ -48,7 +48,8 @@ pub(crate) fn check() -> Result<(), Error> {
         return Err(Error::MissingTools { tools: tools.join(", "), packages: required_packages().join(" ") });
     }
     let cache = cache_directory();
-    if cache.to_str().is_none_or(|path| !path.starts_with('/') || path.contains([',', ':', '\\', '"', '\n'])) {
+    if cache.to_str().is_none_or(|path| !path.starts_with('/') || path.contains([',', ':', '\\', '"', '\n']))
+    {
         // These separate the options of an overlay mount.
         return Err(Error::Machine {
             reason: format!(
@@ -75,7 +76,10 @@ pub(crate) fn distribution() -> Result<(String, &'static Path), Error> {
             Err(Error::Machine { reason: format!("no package sources in {}", SOURCES.join(" or ")) })
         }
         (id, ..) => Err(Error::Machine {
-            reason: format!("its hosts are built from Debian's own sources, and it is {}", id.unwrap_or("unknown")),
+            reason: format!(
+                "its hosts are built from Debian's own sources, and it is {}",
+                id.unwrap_or("unknown")
+            ),
         }),
     }
 }

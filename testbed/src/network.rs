@@ -4,14 +4,15 @@
 //! up, whose other end stands on the bridge. Nothing leads out of the bed.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::Error;
 use crate::command::{run, run_with_input};
 use crate::process::Process;
-use crate::Error;
 
 /// The bed's number becomes the third byte of its addresses.
 pub(crate) const BED_NUMBERS: std::ops::RangeInclusive<u8> = 1..=254;
@@ -85,10 +86,11 @@ pub(crate) fn set_rate(
     name: &str,
     kilobits_per_second: Option<u32>,
 ) -> Result<(), Error> {
-    for (namespace, device) in [(hub(number), format!("host{index}")), (host(number, name), "eth0".to_owned())] {
-        let tc = |arguments: &[&str]| {
-            run(Command::new("tc").args(["-n", &namespace, "qdisc"]).args(arguments))
-        };
+    for (namespace, device) in
+        [(hub(number), format!("host{index}")), (host(number, name), "eth0".to_owned())]
+    {
+        let tc =
+            |arguments: &[&str]| run(Command::new("tc").args(["-n", &namespace, "qdisc"]).args(arguments));
         match kilobits_per_second {
             // A bucket of 64 KiB passes the largest offloaded frame whole; waiting longer than 50 ms drops.
             Some(rate) => tc(&[
@@ -104,7 +106,9 @@ pub(crate) fn set_rate(
                 "latency",
                 "50ms",
             ])?,
-            None if tc(&["show", "dev", &device])?.contains(" tbf ") => tc(&["delete", "dev", &device, "root"])?,
+            None if tc(&["show", "dev", &device])?.contains(" tbf ") => {
+                tc(&["delete", "dev", &device, "root"])?
+            }
             None => String::new(),
         };
     }
@@ -139,7 +143,7 @@ pub(crate) fn remove(namespace: &str) -> Result<(), Error> {
 pub(crate) fn enter(namespace: &str) -> Result<(), Error> {
     let path = path(namespace);
     let file = File::open(&path).map_err(Error::io("open", &path))?;
-    move_into_link_name_space((&file).into(), Some(LinkNameSpaceType::Network))
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(|errno| Error::system(format!("enter network namespace {namespace}"))(errno.into()))
 }
 
