@@ -141,24 +141,7 @@ impl World {
     /// Whether an instance gets requests.
     #[must_use]
     pub fn traffic(&self, instance: &Instance) -> Traffic {
-        let mut result = Traffic::None;
-        for (balancer, report) in self.environment.balancers.iter().zip(&self.traffic) {
-            if balancer.service != instance.service {
-                continue;
-            }
-            let server = match report {
-                BalancerReport::Unreachable { why } => {
-                    return Traffic::Unknown { why: format!("{}: {why}", balancer.title()) };
-                }
-                BalancerReport::Servers(servers) => servers.get(&instance.host),
-            };
-            let Some(server) = server else {
-                let why = format!("{} has no server {}", balancer.title(), balancer.server(&instance.host));
-                return Traffic::Unknown { why };
-            };
-            result = merge(&result, server);
-        }
-        result
+        traffic(&self.environment, &self.traffic, instance)
     }
 
     /// Whether an instance serves: admitted and up where there is a balancer, proven where there is none.
@@ -201,6 +184,29 @@ impl World {
     pub fn title(&self, release: ReleaseId) -> String {
         self.releases.get(&release).map_or_else(|| release.short(), |facts| facts.title.clone())
     }
+}
+
+/// Whether an instance gets requests, by what each balancer of the environment said, in the environment's order.
+#[must_use]
+pub fn traffic(environment: &Environment, reports: &[BalancerReport], instance: &Instance) -> Traffic {
+    let mut result = Traffic::None;
+    for (balancer, report) in environment.balancers.iter().zip(reports) {
+        if balancer.service != instance.service {
+            continue;
+        }
+        let server = match report {
+            BalancerReport::Unreachable { why } => {
+                return Traffic::Unknown { why: format!("{}: {why}", balancer.title()) };
+            }
+            BalancerReport::Servers(servers) => servers.get(&instance.host),
+        };
+        let Some(server) = server else {
+            let why = format!("{} has no server {}", balancer.title(), balancer.server(&instance.host));
+            return Traffic::Unknown { why };
+        };
+        result = merge(&result, server);
+    }
+    result
 }
 
 fn merge(before: &Traffic, server: &Server) -> Traffic {
