@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::net::SocketAddr;
 
-use crate::command::{run, run_with_input};
+use crate::command::run_with_input;
 use crate::{Bed, Error, Host};
 
 const PORT: u16 = 5432;
@@ -24,6 +24,9 @@ CREATE ROLE greenlight LOGIN PASSWORD '$password';
 CREATE DATABASE greenlight OWNER greenlight;
 SQL
 "#;
+
+/// A client whose password arrives on its standard input, out of sight of other processes.
+const QUERY: &str = r#"read -r PGPASSWORD && export PGPASSWORD && exec psql "$@""#;
 
 /// A PostgreSQL that runs.
 #[derive(Debug)]
@@ -68,11 +71,11 @@ impl Postgres {
 
     /// Runs SQL as the user over the network and returns the rows, columns separated by `|`.
     pub fn query(&self, sql: &str) -> Result<String, Error> {
-        let mut command = self.host.command("env")?;
-        command.arg(format!("PGPASSWORD={}", self.password)).args(["psql", "--no-psqlrc", "--tuples-only"]);
-        command.args(["--no-align", "--set", "ON_ERROR_STOP=1", "--host", &self.host.address().to_string()]);
+        let mut command = self.host.command("sh")?;
+        command.args(["-c", QUERY, "psql", "--no-psqlrc", "--tuples-only", "--no-align"]);
+        command.args(["--set", "ON_ERROR_STOP=1", "--host", &self.host.address().to_string()]);
         command.args(["--username", USER, "--dbname", DATABASE, "--command", sql]);
-        run(&mut command)
+        run_with_input(&mut command, format!("{}\n", self.password).as_bytes())
     }
 }
 

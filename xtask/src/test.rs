@@ -1,0 +1,282 @@
+//! `cargo xtask test`: everything that is checked, in the order in which it tells the most.
+//!
+//! Each step says what it is and how long it took; a failed one does not keep the others from running. A check
+//! that is not made of tests counts as one, so the last line is red exactly when anything is.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use greenlight_testbed::{Base, cache_directory, required_packages};
+use serde::Deserialize;
+
+use crate::{Error, FAILED, MISSING, bed, cargo, dependencies, layers};
+
+/// Beds at a time. Two cores boot and load two beds without missing the deadlines of what runs in them.
+const BEDS_AT_ONCE: u32 = 2;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only a part of it.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// Only tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Tests without a bed.
+    Unit,
+    /// Formatting, lints, the layer rule, dependencies.
+    Lint,
+    /// Tests on a bed of real hosts.
+    Bed,
+}
+
+impl Options {
+    fn includes(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
+}
+
+/// What came of a step.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Counts {
+    fn of(passed: bool) -> Self {
+        Self { passed: u64::from(passed), failed: u64::from(!passed), ignored: 0 }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+}
+
+/// The steps done, for the table at the end.
+struct Run {
+    steps: Vec<(&'static str, Counts, Duration)>,
+}
+
+impl Run {
+    fn step(&mut self, title: &'static str, act: impl FnOnce() -> Result<Counts, Error>) {
+        println!("\n== {title}");
+        let start = Instant::now();
+        let counts = act().unwrap_or_else(|error| {
+            println!("error: {error}");
+            Counts::of(false)
+        });
+        println!("-- {title}: {:.1} s", start.elapsed().as_secs_f64());
+        self.steps.push((title, counts, start.elapsed()));
+    }
+
+    fn finish(&self) -> ExitCode {
+        println!("\n{:<24} {:>7} {:>7} {:>8} {:>8}", "step", "passed", "failed", "ignored", "seconds");
+        let mut total = Counts::default();
+        for (title, counts, took) in &self.steps {
+            let Counts { passed, failed, ignored } = counts;
+            println!("{title:<24} {passed:>7} {failed:>7} {ignored:>8} {:>8.1}", took.as_secs_f64());
+            total.add(*counts);
+        }
+        println!("\n{} passed, {} failed", total.passed, total.failed);
+        if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
+    if let Some(missing) = prepare(options)? {
+        println!("{missing}");
+        return Ok(ExitCode::from(MISSING));
+    }
+    let mut run = Run { steps: Vec::new() };
+    if options.includes(Part::Lint) {
+        run.step("formatting", || check(cargo().args(["fmt", "--all", "--check"])));
+        run.step("lints", || {
+            check(cargo().args([
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+                "--",
+                "-D",
+                "warnings",
+            ]))
+        });
+        run.step("layer rule", || Ok(list(&layers::check()?)));
+        run.step("dependencies", || Ok(list(&dependencies::check()?)));
+    }
+    if options.includes(Part::Unit) {
+        run.step("tests", || {
+            let everything =
+                ["test", "--workspace", "--exclude", "greenlight-testbed", "--locked", "--no-fail-fast"];
+            let mut counts = tests(cargo().args(everything), options)?;
+            // The tests in testbed/tests need a bed; its own units do not.
+            let units = ["test", "--package", "greenlight-testbed", "--lib", "--locked", "--no-fail-fast"];
+            counts.add(tests(cargo().args(units), options)?);
+            Ok(counts)
+        });
+    }
+    if options.includes(Part::Bed) {
+        run.step("tests on a bed", || bed_tests(options));
+    }
+    Ok(run.finish())
+}
+
+/// Installs what is missing. Some text when that cannot be done here: what to do instead.
+fn prepare(options: &Options) -> Result<Option<String>, Error> {
+    for (tool, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        let present = cargo().args([tool, "--version"]).output().is_ok_and(|output| output.status.success());
+        if !present && options.includes(Part::Lint) {
+            return Ok(Some(format!(
+                "cargo {tool} is missing; install it with: rustup component add {component}"
+            )));
+        }
+    }
+    if !options.includes(Part::Bed) {
+        return Ok(None);
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root && !bed::sudo_works() {
+        let advice = "the bed of hosts needs root, and sudo asks for a password; allow sudo without one, or run as root:\n  cargo xtask test\nor leave those tests out with:\n  cargo xtask test --only lint && cargo xtask test --only unit";
+        return Ok(Some(advice.into()));
+    }
+    let packages = required_packages();
+    if packages.is_empty() {
+        return Ok(None);
+    }
+    println!("installing {}", packages.join(" "));
+    let apt = |arguments: &[&str]| {
+        let mut command = if is_root { Command::new("env") } else { Command::new("sudo") };
+        if !is_root {
+            command.args(["-n", "env"]);
+        }
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--quiet"]).args(arguments);
+        command.status().is_ok_and(|status| status.success())
+    };
+    let install = [&["install", "--yes", "--no-install-recommends"], &packages[..]].concat();
+    if apt(&["update"]) && apt(&install) && required_packages().is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(format!("could not install what is missing; do it with:\n  apt-get {}", install.join(" "))))
+}
+
+fn bed_tests(options: &Options) -> Result<Counts, Error> {
+    if !check(cargo().args(["build", "--package", "greenlight", "--locked"]))
+        .is_ok_and(|counts| counts.failed == 0)
+    {
+        println!("the program under test does not build");
+        return Ok(Counts::of(false));
+    }
+    let program = target_directory()?.join("debug/greenlight");
+    if !Base::is_ready()? {
+        println!(
+            "the first bed builds the base root of all hosts, once: about a minute, in {}",
+            cache_directory().display()
+        );
+    }
+    let mut command = cargo();
+    command
+        .args(["test", "--package", "greenlight-testbed", "--test", "*", "--locked", "--no-fail-fast"])
+        .env("GREENLIGHT_BIN", program)
+        .env("GREENLIGHT_BED", cache_directory())
+        .env("RUST_TEST_THREADS", BEDS_AT_ONCE.to_string());
+    if !rustix::process::geteuid().is_root() {
+        // Only the tests themselves run as root, not the compiler.
+        command.env(
+            format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace('-', "_")),
+            "sudo -n --preserve-env=PATH,GREENLIGHT_BIN,GREENLIGHT_BED,GREENLIGHT_BED_KEEP,RUST_TEST_THREADS,RUST_BACKTRACE",
+        );
+    }
+    tests(&mut command, options)
+}
+
+/// Runs a command that is a check by itself.
+fn check(command: &mut Command) -> Result<Counts, Error> {
+    let status = command.status().map_err(Error::system("start cargo"))?;
+    Ok(Counts::of(status.success()))
+}
+
+/// Prints what a check of our own has found.
+fn list<T: std::fmt::Display>(problems: &[T]) -> Counts {
+    problems.iter().for_each(|problem| println!("{problem}"));
+    if problems.is_empty() {
+        println!("in order");
+    }
+    Counts::of(problems.is_empty())
+}
+
+/// Runs cargo test, shows what it prints, and counts by its closing lines.
+fn tests(command: &mut Command, options: &Options) -> Result<Counts, Error> {
+    command.args(options.filter.iter());
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(Error::system("start cargo test"))?;
+    let mut counts = Counts::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.map_err(Error::system("read from cargo test"))?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            if let Some(closing) = closing_line(&line) {
+                counts.add(closing);
+            }
+        }
+    }
+    let status = child.wait().map_err(Error::system("wait for cargo test"))?;
+    if !status.success() && counts.failed == 0 {
+        // It did not compile, or a test took the whole process with it.
+        counts.failed = 1;
+    }
+    Ok(counts)
+}
+
+/// Counts of a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+fn closing_line(line: &str) -> Option<Counts> {
+    let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |name: &str| {
+        rest.split("; ").find_map(|part| part.strip_suffix(name)?.trim_end().parse::<u64>().ok())
+    };
+    Some(Counts { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
+}
+
+fn target_directory() -> Result<PathBuf, Error> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let output = cargo()
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .output()
+        .map_err(Error::system("start cargo metadata"))?;
+    let metadata: Metadata = serde_json::from_slice(&output.stdout)
+        .map_err(|error| Error::system("read what cargo metadata says")(error.into()))?;
+    Ok(metadata.target_directory)
+}
+
+fn host_triple() -> Result<String, Error> {
+    let output = Command::new("rustc").arg("-vV").output().map_err(Error::system("start rustc"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).ok_or_else(|| Error::Refused("rustc -vV names no host".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_closing_lines() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.1s";
+        assert_eq!(closing_line(line), Some(Counts { passed: 12, failed: 3, ignored: 1 }));
+        assert_eq!(closing_line("test result: ok. many passed"), None);
+        assert_eq!(closing_line("test a ... ok"), None);
+    }
+}
