@@ -1,1 +1,31 @@
 //! The loop: world in, decision out, actions performed and recorded.
+//!
+//! The controller holds no plan of its own and no cursor. It gathers the world, asks the planner, lets the interlock
+//! judge each step, performs what is permitted and records what came of it; then it asks again. Whoever starts it
+//! with the same records goes on where the last one stopped.
+//!
+//! Not in here: what to do next (`planner`), what is unsafe (`interlock`), how a balancer or a host is spoken to
+//! (`drivers`, `link`), printing (`cli`).
+
+pub mod clock;
+mod gather;
+mod gates;
+mod hosts;
+mod lease;
+mod perform;
+mod prepare;
+mod progress;
+mod run;
+mod secrets;
+mod spec;
+
+pub use gather::{Gathered, Gatherer};
+pub use gates::gates;
+pub use hosts::{HostError, Hosts};
+pub use lease::{ControllerLease, LeaseError};
+pub use perform::Artifacts;
+pub use prepare::{PrepareError, Prepared, Wanted, prepare};
+pub use progress::{Progress, ProgressSink};
+pub use run::{Controller, Ended, Interrupt, RunError};
+pub use secrets::{SecretError, resolve as resolve_secrets};
+pub use spec::{instance_spec, mark};

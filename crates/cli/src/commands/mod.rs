@@ -1,0 +1,17 @@
+//! One module per command, or per few that are one thing.
+
+pub(crate) mod agent;
+pub(crate) mod build;
+pub(crate) mod check;
+pub(crate) mod completions;
+pub(crate) mod deploy;
+pub(crate) mod exec;
+pub(crate) mod history;
+pub(crate) mod hosts;
+pub(crate) mod init;
+pub(crate) mod logs;
+pub(crate) mod operate;
+pub(crate) mod releases;
+pub(crate) mod roll;
+pub(crate) mod router;
+pub(crate) mod status;

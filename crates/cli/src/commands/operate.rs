@@ -1,0 +1,97 @@
+//! `hold`, `resume`, `abort`: what an operator asks of an open rollout. What is asked is a record; whichever controller
+//! drives the rollout reads it. Where none does, `resume` and `abort` become the controller themselves.
+
+use greenlight_controller::{ControllerLease, LeaseError, clock};
+use greenlight_model::id::{EnvironmentName, RolloutId};
+use greenlight_model::record::RecordBody;
+use greenlight_model::rollout::OperatorRequest;
+use greenlight_store::{Log, StoreError};
+use serde_json::json;
+
+use crate::args::{Abort, Global, Operator, Resume};
+use crate::commands::roll;
+use crate::failure::{Exit, Failure};
+use crate::printer::Printer;
+use crate::project::Project;
+
+/// How often a record is offered again when somebody else was faster with theirs.
+const APPEND_ATTEMPTS_MAX: usize = 20;
+
+pub(crate) fn hold(global: &Global, operator: &Operator, printer: &Printer) -> Result<Exit, Failure> {
+    let project = Project::open(global, printer)?;
+    let mut log = project.log()?;
+    let rollout = open_rollout(&project, &log, &operator.environment)?;
+    ask(&project, &mut log, &rollout, OperatorRequest::Hold, &operator.reason)?;
+    printer.result(format!("{rollout} is held: what is under way ends, nothing new begins"));
+    printer.progress(format!("go on with `greenlight resume {0}`, go back with `greenlight abort {0}`", operator.environment));
+    printer.json("hold", json!({ "rollout": rollout }));
+    Ok(Exit::Done)
+}
+
+pub(crate) fn resume(global: &Global, resume: &Resume, printer: &Printer) -> Result<Exit, Failure> {
+    take_over(global, &resume.operator, OperatorRequest::Resume, printer)
+}
+
+pub(crate) fn abort(global: &Global, abort: &Abort, printer: &Printer) -> Result<Exit, Failure> {
+    take_over(global, &abort.operator, OperatorRequest::Abort, printer)
+}
+
+fn take_over(
+    global: &Global,
+    operator: &Operator,
+    request: OperatorRequest,
+    printer: &Printer,
+) -> Result<Exit, Failure> {
+    let project = Project::open(global, printer)?;
+    let environment = project.environment(&operator.environment)?;
+    let mut log = project.log()?;
+    let rollout = open_rollout(&project, &log, &operator.environment)?;
+    ask(&project, &mut log, &rollout, request, &operator.reason)?;
+    match ControllerLease::take(&project.state_directory()?, &operator.environment) {
+        Ok(lease) => roll::run(&project, environment, log, &rollout, lease, printer),
+        Err(LeaseError::Taken { pid, .. }) => {
+            let does = if request == OperatorRequest::Abort { "turns back" } else { "goes on" };
+            printer.result(format!("{rollout}: the controller that drives it (process {pid}) {does}"));
+            printer.progress(format!("follow it with `greenlight status {}`", operator.environment));
+            printer.json("operate", json!({ "rollout": rollout, "controller": pid }));
+            Ok(Exit::Done)
+        }
+        Err(error) => Err(Failure::from_error(Exit::Failed, &error)),
+    }
+}
+
+/// The rollout of the environment that has not ended.
+pub(crate) fn open_rollout(project: &Project, log: &Log, name: &EnvironmentName) -> Result<RolloutId, Failure> {
+    project.environment(name)?;
+    log.history().open_rollout(name).map(|rollout| rollout.plan.id.clone()).ok_or_else(|| {
+        Failure::usage(format!("no rollout of {name} is open"))
+            .help(format!("`greenlight history {name}` lists those that ended"))
+    })
+}
+
+fn ask(
+    project: &Project,
+    log: &mut Log,
+    rollout: &RolloutId,
+    request: OperatorRequest,
+    why: &str,
+) -> Result<(), Failure> {
+    let body = RecordBody::OperatorAsked { rollout: rollout.clone(), request, why: why.to_owned() };
+    append(project, log, &body)
+}
+
+/// Writes one record, after whatever others wrote meanwhile.
+pub(crate) fn append(project: &Project, log: &mut Log, body: &RecordBody) -> Result<(), Failure> {
+    let mut attempts = 0;
+    loop {
+        let expected = log.history().last_seq;
+        match log.append(expected, &[(clock::now(), project.by.clone(), body.clone())]) {
+            Ok(_) => return Ok(()),
+            Err(StoreError::Conflict { .. }) if attempts < APPEND_ATTEMPTS_MAX => {
+                attempts += 1;
+                log.refresh().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+            }
+            Err(error) => return Err(Failure::from_error(Exit::Failed, &error)),
+        }
+    }
+}

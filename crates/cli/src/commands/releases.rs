@@ -1,0 +1,105 @@
+//! `releases`: what was built and where it runs; marking one bad or good.
+
+use std::collections::BTreeMap;
+
+use greenlight_controller::clock;
+use greenlight_model::id::{EnvironmentName, ReleaseId, ServiceName};
+use greenlight_model::manifest::Release;
+use greenlight_model::record::{History, RecordBody};
+use serde_json::json;
+
+use crate::args::{Global, Releases, ReleasesAction};
+use crate::commands::operate::append;
+use crate::describe::{ago, table};
+use crate::failure::{Exit, Failure};
+use crate::printer::Printer;
+use crate::project::Project;
+
+pub(crate) fn run(global: &Global, releases: &Releases, printer: &Printer) -> Result<Exit, Failure> {
+    let project = Project::open(global, printer)?;
+    match &releases.action {
+        None => list(&project, releases.service.as_ref(), printer),
+        Some(ReleasesAction::Mark { release, bad, .. }) => mark(&project, release, bad.as_deref(), printer),
+    }
+}
+
+fn list(project: &Project, only: Option<&ServiceName>, printer: &Printer) -> Result<Exit, Failure> {
+    let depot = project.depot()?;
+    let log = project.log()?;
+    let history = log.history();
+    let releases: Vec<Release> = depot
+        .releases()
+        .map_err(|error| Failure::from_error(Exit::Failed, &error))?
+        .into_iter()
+        .filter(|release| only.is_none_or(|only| release.service == *only))
+        .collect();
+    let runs = runs(project, history);
+    let now = clock::now();
+    let mut rows = vec![["SERVICE", "LABEL", "ID", "COMMIT", "BUILT", "RUNS IN", ""].map(str::to_owned).to_vec()];
+    for release in &releases {
+        let bad = history.bad.get(&release.id).map(|why| format!("bad: {why}")).unwrap_or_default();
+        rows.push(vec![
+            release.service.to_string(),
+            release.label.clone(),
+            release.id.short(),
+            release.commit.chars().take(10).collect(),
+            ago(release.built_at, now),
+            runs_in(&runs, release.id).join(", "),
+            bad,
+        ]);
+    }
+    if releases.is_empty() {
+        printer.progress("no releases yet; `greenlight build SERVICE` makes one");
+    } else {
+        table(&rows).iter().for_each(|row| printer.result(row));
+    }
+    let body: Vec<_> = releases
+        .iter()
+        .map(|release| {
+            json!({
+                "release": release,
+                "runs_in": runs_in(&runs, release.id),
+                "bad": history.bad.get(&release.id),
+            })
+        })
+        .collect();
+    printer.json("releases", json!({ "releases": body }));
+    Ok(Exit::Done)
+}
+
+/// What each environment runs by the records; `status` asks the hosts.
+fn runs(project: &Project, history: &History) -> BTreeMap<(EnvironmentName, ServiceName), ReleaseId> {
+    let mut runs = BTreeMap::new();
+    for (name, environment) in &project.fleet.environments {
+        for service in environment.hosts.keys() {
+            if let Some(release) = history.current(name, service) {
+                runs.insert((name.clone(), service.clone()), release);
+            }
+        }
+    }
+    runs
+}
+
+fn runs_in(runs: &BTreeMap<(EnvironmentName, ServiceName), ReleaseId>, release: ReleaseId) -> Vec<String> {
+    runs.iter().filter(|(_, id)| **id == release).map(|((environment, _), _)| environment.to_string()).collect()
+}
+
+fn mark(project: &Project, text: &str, bad: Option<&str>, printer: &Printer) -> Result<Exit, Failure> {
+    let depot = project.depot()?;
+    let mut log = project.log()?;
+    let (service, text) = match text.split_once('=') {
+        Some((service, text)) => {
+            let service = service.parse().map_err(|error| Failure::from_error(Exit::Usage, &error))?;
+            (Some(service), text)
+        }
+        None => (None, text),
+    };
+    let release =
+        depot.find(service.as_ref(), text).map_err(|error| Failure::from_error(Exit::Usage, &error))?;
+    let body = RecordBody::ReleaseMarked { release: release.id, bad: bad.map(str::to_owned) };
+    append(project, &mut log, &body)?;
+    let word = if bad.is_some() { "bad; it is refused from now on" } else { "good" };
+    printer.result(format!("{} {} is marked {word}", release.service, release.title()));
+    printer.json("releases mark", json!({ "release": release.id, "bad": bad }));
+    Ok(Exit::Done)
+}

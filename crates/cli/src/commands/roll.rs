@@ -1,0 +1,162 @@
+//! Driving one rollout from this terminal until it ends, holds or is let go, and saying how it came out.
+
+use std::sync::Arc;
+
+use greenlight_controller::{Controller, ControllerLease, Ended, Interrupt, clock};
+use greenlight_model::decision::{Outcome, Running};
+use greenlight_model::fleet::Environment;
+use greenlight_model::id::{Instance, ReleaseId, RolloutId};
+use greenlight_model::manifest::Release;
+use greenlight_model::rollout::Rollout;
+use greenlight_store::Log;
+use owo_colors::OwoColorize;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::describe;
+use crate::failure::{Exit, Failure};
+use crate::live::Live;
+use crate::printer::Printer;
+use crate::project::{Project, runtime};
+
+/// Drives an open rollout. The lease says that no other controller of this machine does.
+pub(crate) fn run(
+    project: &Project,
+    environment: &Environment,
+    log: Log,
+    rollout: &RolloutId,
+    lease: ControllerLease,
+    printer: &Printer,
+) -> Result<Exit, Failure> {
+    let artifacts = project.artifacts(environment)?;
+    let releases = artifacts.depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+    let instances: Vec<Instance> = environment.instances().collect();
+    let live = Live::new(printer, &releases, &instances);
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
+        let interrupts = interrupts(&live)?;
+        let (gatherer, gathered) = project.gather(environment, &log).await?;
+        let controller = Controller::new(
+            project.fleet.clone(),
+            rollout.clone(),
+            log,
+            project.by.clone(),
+            Arc::clone(gatherer.hosts()),
+            artifacts,
+            gathered,
+            live.sink(),
+        )
+        .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+        controller.run(interrupts).await.map_err(|error| Failure::from_error(Exit::Held, &error))
+    });
+    live.finish();
+    // What is still under way on a connection ends with it; the hosts finish what they were told.
+    runtime.shutdown_background();
+    drop(lease);
+    let ended = ended?;
+    let mut log = project.log()?;
+    log.refresh().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+    let history = log.history();
+    let folded = history.rollouts.get(rollout);
+    let running = history.running.get(rollout).cloned().unwrap_or_default();
+    Ok(report(environment, rollout, folded, &running, &ended, &releases, printer))
+}
+
+/// The last lines: how it came out and exactly which host runs what.
+fn report(
+    environment: &Environment,
+    id: &RolloutId,
+    rollout: Option<&Rollout>,
+    running: &Running,
+    ended: &Ended,
+    releases: &[Release],
+    printer: &Printer,
+) -> Exit {
+    let title = |id: ReleaseId| {
+        releases.iter().find(|release| release.id == id).map_or_else(|| id.short(), Release::title)
+    };
+    let name = &environment.name;
+    let exit = match ended {
+        Ended::Outcome(outcome) => {
+            let line = describe::outcome(outcome);
+            let took = rollout.and_then(|rollout| {
+                let took = rollout.ended_at?.duration_since(rollout.started_at);
+                std::time::Duration::try_from(took).ok()
+            });
+            let took = took.map(|took| format!(" in {}", greenlight_model::quantity::human_duration(took)));
+            let line = format!("{line}{}", took.filter(|_| matches!(outcome, Outcome::Done { .. })).unwrap_or_default());
+            match outcome {
+                Outcome::Done { .. } => printer.result(line.green().bold().to_string()),
+                _ => printer.result(line.red().bold().to_string()),
+            }
+            describe::exit(outcome)
+        }
+        Ended::Held(waits) => {
+            for wait in waits {
+                printer.result(format!("HELD: {}", describe::wait(wait, clock::now())));
+            }
+            printer.progress(format!("go on with `greenlight resume {name}`, go back with `greenlight abort {name}`"));
+            Exit::Held
+        }
+        Ended::Detached => {
+            printer.result(format!("DETACHED from {id}; the hosts are as they were left"));
+            printer.progress(format!("see `greenlight status {name}`; go on with `greenlight resume {name}`"));
+            Exit::Held
+        }
+    };
+    let mut rows = Vec::new();
+    for (instance, release) in running {
+        let runs = release.map_or_else(|| "nothing".to_owned(), title);
+        rows.push(vec![format!("  {instance}"), runs]);
+    }
+    describe::table(&rows).iter().for_each(|row| printer.result(row));
+    printer.json(
+        "rollout",
+        json!({
+            "rollout": id,
+            "environment": name,
+            "exit": exit.code(),
+            "ended": match ended {
+                Ended::Outcome(outcome) => json!({ "outcome": outcome }),
+                Ended::Held(waits) => json!({ "held": waits }),
+                Ended::Detached => json!("detached"),
+            },
+            "running": running,
+            "started_at": rollout.map(|rollout| rollout.started_at),
+            "ended_at": rollout.and_then(|rollout| rollout.ended_at),
+            "left_out": rollout.map(|rollout| &rollout.left_out),
+            "failures": rollout.map(|rollout| &rollout.failures),
+        }),
+    );
+    exit
+}
+
+/// What signals mean here: once holds at the next safe point, twice lets go. SIGTERM holds.
+fn interrupts(live: &Live) -> Result<mpsc::Receiver<Interrupt>, Failure> {
+    let cannot = |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    // Two at most are ever sent: a hold and a detach.
+    let (sender, receiver) = mpsc::channel(2);
+    let live = live.clone();
+    tokio::spawn(async move {
+        let mut was_interrupted = false;
+        loop {
+            let means = tokio::select! {
+                Some(()) = interrupt.recv() => if was_interrupted { Interrupt::Detach } else { Interrupt::Hold },
+                Some(()) = terminate.recv() => Interrupt::Hold,
+                else => return,
+            };
+            was_interrupted = true;
+            live.say(match means {
+                Interrupt::Hold => "holding: what is under way ends, nothing new begins; ^C again lets go at once",
+                Interrupt::Detach => "letting go",
+            });
+            if sender.send(means).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}

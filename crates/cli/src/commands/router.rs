@@ -1,0 +1,43 @@
+//! `router`: the built-in data plane as a process of its own.
+
+use greenlight_router::{RouterConfig, RouterState};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::Router;
+use crate::failure::{Exit, Failure};
+use crate::printer::Printer;
+
+pub(crate) fn run(router: &Router, printer: &Printer) -> Result<Exit, Failure> {
+    let state = match &router.state {
+        None => RouterState { generation: 0, backends: Vec::new() },
+        Some(path) => {
+            let cannot = |why: String| Failure::usage(format!("cannot read {}: {why}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
+            serde_json::from_str(&text).map_err(|error| cannot(error.to_string()))?
+        }
+    };
+    let mut config = RouterConfig::new(router.listen, router.control.clone());
+    config.access_log.clone_from(&router.access_log);
+    config.workers = router.workers.unwrap_or_default();
+    let control = router.control.display();
+    let started = |address| printer.progress(format!("router on {address}, control socket {control}"));
+    let stopped = async {
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(mut terminate), Ok(mut interrupt)) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                // Without signals it stops as any process does that is killed: requests in flight are lost.
+                printer.warning(format!("cannot listen for signals, so stopping will not be graceful: {error}"));
+                std::future::pending().await
+            }
+        }
+    };
+    let report = greenlight_router::run_until(config, state, started, stopped)
+        .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+    printer.progress(format!("router stopped: {report:?}"));
+    Ok(Exit::Done)
+}

@@ -1,0 +1,167 @@
+//! The project that a command works on: its fleet file, its depot and its record log.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use greenlight_config::Parsed;
+use greenlight_controller::{Artifacts, Gathered, Gatherer, Hosts};
+use greenlight_depot::depot::Depot;
+use greenlight_model::fleet::{Environment, Fleet};
+use greenlight_model::id::EnvironmentName;
+use greenlight_store::Log;
+
+use crate::args::Global;
+use crate::failure::{Exit, Failure};
+use crate::printer::Printer;
+
+/// The name of the fleet file.
+pub(crate) const FLEET_FILE: &str = "greenlight.toml";
+/// A fleet file beyond this is a mistake.
+const FLEET_FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// A project with a fleet file that has no mistakes.
+pub(crate) struct Project {
+    pub(crate) directory: PathBuf,
+    pub(crate) fleet: Fleet,
+    /// `user@machine`, for the records.
+    pub(crate) by: String,
+    ssh_config: Option<PathBuf>,
+}
+
+impl Project {
+    /// Finds and reads the fleet file.
+    pub(crate) fn open(global: &Global, printer: &Printer) -> Result<Self, Failure> {
+        let path = find(global.file.as_deref())?;
+        let (name, text) = read(&path)?;
+        let Parsed { fleet, warnings } = greenlight_config::parse(&text).map_err(|problems| {
+            let count = problems.len();
+            let mistakes = if count == 1 { "one mistake" } else { "mistakes" };
+            let what = if count == 1 { mistakes.to_owned() } else { format!("{count} {mistakes}") };
+            Failure {
+                problems: Some((name.clone(), text.clone(), problems)),
+                ..Failure::usage(format!("{name} has {what}; nothing was done"))
+            }
+        })?;
+        for warning in warnings {
+            let (line, _) = greenlight_config::line_column(&text, warning.span.start);
+            printer.warning(format!("{name}:{line}: {}", warning.message));
+        }
+        let directory = path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+        Ok(Self { directory, fleet, by: who(), ssh_config: global.ssh_config.clone() })
+    }
+
+    /// The environment of this name, or what there is instead.
+    pub(crate) fn environment(&self, name: &EnvironmentName) -> Result<&Environment, Failure> {
+        self.fleet.environments.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.fleet.environments.keys().map(EnvironmentName::as_str).collect();
+            Failure::usage(format!("there is no environment `{name}`"))
+                .help(format!("{FLEET_FILE} has {}", known.join(", ")))
+        })
+    }
+
+    /// The named environments, or all.
+    pub(crate) fn environments(&self, name: Option<&EnvironmentName>) -> Result<Vec<&Environment>, Failure> {
+        match name {
+            Some(name) => Ok(vec![self.environment(name)?]),
+            None => Ok(self.fleet.environments.values().collect()),
+        }
+    }
+
+    /// Where the project keeps what is not in the repository.
+    pub(crate) fn state_directory(&self) -> Result<PathBuf, Failure> {
+        let directory = self.directory.join(".greenlight");
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
+            Failure::new(Exit::Failed, format!("cannot make {}: {error}", directory.display()))
+        })?;
+        Ok(directory)
+    }
+
+    pub(crate) fn depot(&self) -> Result<Arc<Depot>, Failure> {
+        let depot = Depot::open(&self.state_directory()?.join("depot"));
+        depot.map(Arc::new).map_err(|error| Failure::from_error(Exit::Failed, &error))
+    }
+
+    pub(crate) fn log(&self) -> Result<Log, Failure> {
+        let path = self.state_directory()?.join("records.sqlite");
+        Log::open(&path).map_err(|error| Failure::from_error(Exit::Failed, &error))
+    }
+
+    /// The environment's hosts, not connected yet.
+    pub(crate) fn hosts(&self, environment: &Environment) -> Result<Arc<Hosts>, Failure> {
+        let program = std::env::current_exe().map_err(|error| {
+            Failure::new(Exit::Failed, format!("cannot find this program's own file, which is sent to hosts: {error}"))
+        })?;
+        Ok(Hosts::new(environment, program, self.ssh_config.clone()))
+    }
+
+    /// Asks every host and balancer of an environment.
+    pub(crate) async fn gather(
+        &self,
+        environment: &Environment,
+        log: &Log,
+    ) -> Result<(Arc<Gatherer>, Gathered), Failure> {
+        let hosts = self.hosts(environment)?;
+        let gatherer = Arc::new(Gatherer::new(environment, &self.fleet.services, log.history(), hosts));
+        let gathered = gatherer.gather().await;
+        Ok((gatherer, gathered))
+    }
+
+    /// The releases and the secrets that an environment's services need.
+    pub(crate) fn artifacts(&self, environment: &Environment) -> Result<Artifacts, Failure> {
+        let names = environment
+            .hosts
+            .keys()
+            .filter_map(|service| self.fleet.services.get(service))
+            .flat_map(|service| service.secrets.iter().cloned())
+            .collect();
+        let secrets = greenlight_controller::resolve_secrets(&self.fleet, &names, &self.directory)
+            .map_err(|error| Failure::from_error(Exit::Usage, &error))?;
+        Ok(Artifacts { depot: self.depot()?, secrets })
+    }
+}
+
+/// The fleet file: the one named, else the nearest above here.
+pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(path) = named {
+        return Ok(if path.is_dir() { path.join(FLEET_FILE) } else { path.to_owned() });
+    }
+    let here = std::env::current_dir()
+        .map_err(|error| Failure::usage(format!("cannot read the current directory: {error}")))?;
+    here.ancestors().map(|directory| directory.join(FLEET_FILE)).find(|path| path.is_file()).ok_or_else(|| {
+        Failure::usage(format!("no {FLEET_FILE} in {} or above", here.display()))
+            .help("`greenlight init` writes one for this project; `greenlight demo` shows what it is for")
+    })
+}
+
+/// The file's name as people see it, and its text.
+pub(crate) fn read(path: &Path) -> Result<(String, String), Failure> {
+    let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+    let cannot = |why: String| Failure::usage(format!("cannot read {}: {why}", path.display()));
+    let length = std::fs::metadata(path).map_err(|error| cannot(error.to_string()))?.len();
+    if length > FLEET_FILE_BYTES_MAX {
+        return Err(cannot(format!("it has {length} bytes, more than {FLEET_FILE_BYTES_MAX}")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
+    Ok((name, text))
+}
+
+/// Who works here: `user@machine`.
+fn who() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| {
+        // Without a login (cron, CI) there is still an account.
+        format!("uid{}", rustix::process::getuid().as_raw())
+    });
+    let machine = rustix::system::uname();
+    format!("{user}@{}", machine.nodename().to_string_lossy())
+}
+
+/// The runtime that commands talk to hosts on.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))
+}

@@ -1,0 +1,371 @@
+//! Performing one action for real, and looking at what it touched afterwards, so that the next decision sees it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use greenlight_depot::depot::Depot;
+use greenlight_link::connection::ObjectSource;
+use greenlight_link::frame::Encoding;
+use greenlight_link::message::{Event, Reply, Request, SecretValue};
+use greenlight_model::action::{Action, ActionDetail, ActionResult, Blame, OUTPUT_LINES_MAX};
+use greenlight_model::fleet::{Environment, Service};
+use greenlight_model::host::{
+    CLAIM_DURATION, Check, CheckOutcome, ClaimRequest, Desired, HostReport, InstanceSpec, ReleaseMark,
+};
+use greenlight_model::id::{ContentHash, Generation, HostName, Instance, ReleaseId, ServiceName, VariableName};
+use greenlight_model::manifest::Release;
+use greenlight_model::rollout::Plan;
+use greenlight_model::traffic::BalancerReport;
+
+use crate::gather::Gatherer;
+use crate::hosts::HostError;
+use crate::progress::{Progress, ProgressSink};
+use crate::spec::mark;
+
+/// How long a request that only touches the ledger may take.
+const LEDGER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What actions are performed with.
+#[derive(Clone)]
+pub struct Artifacts {
+    /// The releases and their bytes.
+    pub depot: Arc<Depot>,
+    /// The values of the secrets that the environment's services read.
+    pub secrets: BTreeMap<VariableName, SecretValue>,
+}
+
+/// Everything an action needs, fixed for one rollout.
+pub(crate) struct Performer {
+    pub(crate) plan: Plan,
+    pub(crate) environment: Environment,
+    pub(crate) releases: BTreeMap<ReleaseId, Release>,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) progress: ProgressSink,
+}
+
+/// How an action ended, and what was seen of the world right after it.
+pub(crate) struct Performed {
+    pub(crate) result: ActionResult,
+    pub(crate) detail: ActionDetail,
+    /// The host as it is now, or why it cannot be seen.
+    pub(crate) host: Option<Result<HostReport, HostError>>,
+    /// Balancers as they are now, by index.
+    pub(crate) traffic: Vec<(usize, BalancerReport)>,
+}
+
+/// What happened inside an action: its checks and its output, kept for the record.
+#[derive(Default)]
+struct Inside {
+    checks: Vec<Check>,
+    output: VecDeque<String>,
+}
+
+impl Performer {
+    /// Performs one action. `known` is what each service on the host was last seen to run.
+    pub(crate) async fn perform(
+        &self,
+        gatherer: &Gatherer,
+        action: &Action,
+        known: &BTreeMap<ServiceName, ReleaseId>,
+    ) -> Performed {
+        let began = tokio::time::Instant::now();
+        let inside = Arc::new(Mutex::new(Inside::default()));
+        let done = self.act(gatherer, action, known, &inside).await;
+        let mut inside = std::mem::take(&mut *inside.lock().unwrap_or_else(PoisonError::into_inner));
+        let result = match done {
+            Ok(()) => ActionResult::Succeeded,
+            Err(error) => {
+                inside.output.extend(error.output);
+                ActionResult::Failed { why: error.why, blame: error.blame }
+            }
+        };
+        let (host, traffic) = match action {
+            Action::Drain { instance } | Action::Admit { instance } => {
+                (None, self.read_balancers(gatherer, instance).await)
+            }
+            _ => (Some(gatherer.observe(action.host(), known).await), Vec::new()),
+        };
+        let excess = inside.output.len().saturating_sub(OUTPUT_LINES_MAX);
+        let detail = ActionDetail {
+            took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            checks: inside.checks,
+            output: inside.output.into_iter().skip(excess).collect(),
+        };
+        Performed { result, detail, host, traffic }
+    }
+
+    async fn act(
+        &self,
+        gatherer: &Gatherer,
+        action: &Action,
+        known: &BTreeMap<ServiceName, ReleaseId>,
+        inside: &Arc<Mutex<Inside>>,
+    ) -> Result<(), HostError> {
+        let hosts = gatherer.hosts();
+        let instance = action.instance();
+        let host = &instance.host;
+        let rollout = self.plan.id.clone();
+        let spec = |release: Option<ReleaseId>| {
+            gatherer.spec(instance, release).ok_or_else(|| host_failed(format!("{instance} is not in the fleet file any more")))
+        };
+        let watch = self.watch(instance, inside);
+        let timeouts = self.environment.timeouts;
+        match action {
+            Action::Preflight { release, .. } => {
+                let service = self.service(gatherer, instance, Some(*release))?;
+                let request = Request::Preflight {
+                    spec: spec(Some(*release))?,
+                    requires: service.requires.clone(),
+                    release_bytes: self.release(*release)?.bytes,
+                    release: *release,
+                };
+                match hosts.call(host, request, timeouts.activate, watch).await? {
+                    Reply::Checked(checks) => {
+                        let failed = failed_checks(host, &checks);
+                        inside.lock().unwrap_or_else(PoisonError::into_inner).checks = checks;
+                        failed.map_or(Ok(()), |why| Err(host_failed(why)))
+                    }
+                    other => Err(unexpected(host, &other)),
+                }
+            }
+            Action::Claim { .. } => {
+                let claim = self.claim_request();
+                let request = Request::Claim { spec: spec(None)?, claim };
+                hosts.call(host, request, LEDGER_TIMEOUT, watch).await.map(drop)
+            }
+            Action::Unclaim { .. } => {
+                let request = Request::Unclaim { spec: spec(None)?, rollout };
+                hosts.call(host, request, LEDGER_TIMEOUT, watch).await.map(drop)
+            }
+            Action::Stage { release, .. } => self.stage(gatherer, instance, *release, watch).await,
+            Action::Smoke { release, .. } => {
+                let spec = spec(Some(*release))?;
+                let timeout = timeouts.activate + start_and_stop(&spec);
+                let request = Request::Smoke { release: self.mark(*release)?, spec };
+                hosts.call(host, request, timeout, watch).await.map(drop)
+            }
+            Action::Migrate { release, .. } => {
+                let service = self.service(gatherer, instance, Some(*release))?;
+                let Some(migration) = service.migrate.clone() else { return Ok(()) };
+                let timeout = migration.timeout + LEDGER_TIMEOUT;
+                let request = Request::Migrate {
+                    spec: spec(Some(*release))?,
+                    release: self.mark(*release)?,
+                    migration,
+                    rollout,
+                };
+                hosts.call(host, request, timeout, watch).await.map(drop)
+            }
+            Action::Activate { release, generation, .. } => {
+                let desired = self.desired(spec(Some(*release))?, Some(self.mark(*release)?), *generation);
+                let timeout = timeouts.activate + start_and_stop(&desired.spec);
+                hosts.call(host, Request::Activate { desired }, timeout, watch).await.map(drop)
+            }
+            Action::Deactivate { generation, .. } => {
+                // What has to be stopped is what the present release runs.
+                let desired = self.desired(spec(known.get(&instance.service).copied())?, None, *generation);
+                let timeout = timeouts.activate + start_and_stop(&desired.spec);
+                hosts.call(host, Request::Activate { desired }, timeout, watch).await.map(drop)
+            }
+            Action::Confirm { release, generation, .. } => {
+                hosts.fresh(host).await?;
+                let known = BTreeMap::from([(instance.service.clone(), *release)]);
+                let report = gatherer.observe(host, &known).await?;
+                if let Some(why) = report.instances.get(&instance.service).and_then(|seen| seen.why_not_proven(*release))
+                {
+                    let why = format!("{instance}, seen over a fresh connection, does not prove the release: {why}");
+                    return Err(HostError { blame: Blame::Release, ..host_failed(why) });
+                }
+                let (release, generation) = (*release, *generation);
+                let request = Request::Confirm { spec: spec(Some(release))?, release, generation, rollout };
+                hosts.call(host, request, LEDGER_TIMEOUT, watch).await.map(drop)
+            }
+            Action::Prune { keep, .. } => {
+                let request = Request::Prune {
+                    spec: spec(None)?,
+                    keep: keep.clone(),
+                    keep_releases: self.service(gatherer, instance, None)?.keep_releases,
+                    rollout,
+                };
+                hosts.call(host, request, timeouts.stage, watch).await.map(drop)
+            }
+            Action::Drain { .. } | Action::Admit { .. } => self.balance(gatherer, action).await,
+        }
+    }
+
+    async fn stage(
+        &self,
+        gatherer: &Gatherer,
+        instance: &Instance,
+        release: ReleaseId,
+        watch: impl FnMut(Event) + Send,
+    ) -> Result<(), HostError> {
+        let spec = gatherer
+            .spec(instance, Some(release))
+            .ok_or_else(|| host_failed(format!("{instance} is not in the fleet file any more")))?;
+        let manifest = self
+            .artifacts
+            .depot
+            .manifest(release)
+            .map_err(|error| HostError { blame: Blame::Release, ..host_failed(error.to_string()) })?;
+        let request = Request::Stage {
+            release: self.mark(release)?,
+            secrets: self.secrets_of(&spec.secrets),
+            spec,
+            manifest,
+            rollout: self.plan.id.clone(),
+        };
+        let progress = Arc::clone(&self.progress);
+        let (sent_to, timeout) = (instance.clone(), self.environment.timeouts.stage);
+        let objects: Arc<dyn ObjectSource> = Arc::new(DepotObjects(Arc::clone(&self.artifacts.depot)));
+        let report = move |sent: greenlight_link::connection::StageProgress| {
+            progress(Progress::Sent {
+                instance: sent_to.clone(),
+                objects: sent.objects_sent,
+                objects_total: sent.objects_total,
+                bytes: sent.bytes_sent,
+            });
+        };
+        gatherer.hosts().stage(&instance.host, request, objects, timeout, report, watch).await.map(drop)
+    }
+
+    /// Drains or admits at every balancer of the service, one after the other.
+    async fn balance(&self, gatherer: &Gatherer, action: &Action) -> Result<(), HostError> {
+        let instance = action.instance();
+        for (_, driver) in self.balancers_of(gatherer, instance) {
+            let changed = match action {
+                Action::Drain { .. } => driver.drain(&instance.host).await,
+                _ => driver.admit(&instance.host).await,
+            };
+            changed.map_err(|error| HostError {
+                why: error.to_string(),
+                blame: Blame::Passing,
+                is_unreachable: false,
+                output: Vec::new(),
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn read_balancers(&self, gatherer: &Gatherer, instance: &Instance) -> Vec<(usize, BalancerReport)> {
+        let mut reports = Vec::new();
+        for (index, _) in self.balancers_of(gatherer, instance) {
+            reports.push((index, gatherer.read_balancer(index).await));
+        }
+        reports
+    }
+
+    fn balancers_of<'a>(
+        &'a self,
+        gatherer: &'a Gatherer,
+        instance: &'a Instance,
+    ) -> impl Iterator<Item = (usize, &'a Arc<greenlight_drivers::balancer::BalancerDriver>)> + 'a {
+        let of_service = |index: &usize| self.environment.balancers[*index].service == instance.service;
+        let indices = (0..self.environment.balancers.len()).filter(of_service);
+        indices.collect::<Vec<_>>().into_iter().map(|index| (index, &gatherer.balancers()[index]))
+    }
+
+    pub(crate) fn claim_request(&self) -> ClaimRequest {
+        let targets: Vec<String> = self
+            .plan
+            .targets
+            .iter()
+            .map(|(service, release)| {
+                let title = self.releases.get(release).map_or_else(|| release.short(), Release::title);
+                format!("{service} {title}")
+            })
+            .collect();
+        ClaimRequest {
+            rollout: self.plan.id.clone(),
+            holder: self.plan.started_by.clone(),
+            reason: format!("{} to {}", targets.join(", "), self.plan.environment),
+            duration: CLAIM_DURATION,
+            generation: self.plan.generation,
+        }
+    }
+
+    fn desired(&self, spec: InstanceSpec, release: Option<ReleaseMark>, generation: Generation) -> Desired {
+        Desired { generation, rollout: self.plan.id.clone(), release, spec }
+    }
+
+    fn service<'a>(
+        &self,
+        gatherer: &'a Gatherer,
+        instance: &Instance,
+        release: Option<ReleaseId>,
+    ) -> Result<&'a Service, HostError> {
+        gatherer
+            .service(&instance.service, release)
+            .ok_or_else(|| host_failed(format!("{} is not in the fleet file any more", instance.service)))
+    }
+
+    fn release(&self, id: ReleaseId) -> Result<&Release, HostError> {
+        self.releases.get(&id).ok_or_else(|| {
+            let why = format!("release {} is not in this project's depot; build it here first", id.short());
+            HostError { blame: Blame::Host, ..host_failed(why) }
+        })
+    }
+
+    fn mark(&self, id: ReleaseId) -> Result<ReleaseMark, HostError> {
+        self.release(id).map(mark)
+    }
+
+    fn secrets_of(&self, names: &BTreeSet<VariableName>) -> BTreeMap<VariableName, SecretValue> {
+        let value = |name: &VariableName| Some((name.clone(), self.artifacts.secrets.get(name)?.clone()));
+        names.iter().filter_map(value).collect()
+    }
+
+    fn watch(&self, instance: &Instance, inside: &Arc<Mutex<Inside>>) -> impl FnMut(Event) + Send + use<> {
+        let (progress, instance, inside) = (Arc::clone(&self.progress), instance.clone(), Arc::clone(inside));
+        move |event| {
+            if let Event::Line { text, .. } = &event {
+                let mut inside = inside.lock().unwrap_or_else(PoisonError::into_inner);
+                inside.output.push_back(text.clone());
+                if inside.output.len() > OUTPUT_LINES_MAX {
+                    inside.output.pop_front();
+                }
+            }
+            progress(Progress::Inside { instance: instance.clone(), event });
+        }
+    }
+}
+
+struct DepotObjects(Arc<Depot>);
+
+impl ObjectSource for DepotObjects {
+    fn object(&self, hash: ContentHash) -> std::io::Result<(Encoding, Vec<u8>)> {
+        let object = self.0.object(hash).map_err(std::io::Error::other)?;
+        let encoding = match object.encoding {
+            greenlight_depot::Encoding::Raw => Encoding::Raw,
+            greenlight_depot::Encoding::Zstd => Encoding::Zstd,
+        };
+        Ok((encoding, object.data))
+    }
+}
+
+/// What the processes of an instance may take to stop and start, one after the other.
+fn start_and_stop(spec: &InstanceSpec) -> Duration {
+    spec.processes.values().map(|process| process.start_timeout + process.stop_timeout).sum()
+}
+
+/// The failed checks in one sentence each, or nothing when all passed.
+fn failed_checks(host: &HostName, checks: &[Check]) -> Option<String> {
+    let failed: Vec<String> = checks
+        .iter()
+        .filter(|check| check.outcome == CheckOutcome::Failed)
+        .map(|check| {
+            let Check { name, expected, found, mend, .. } = check;
+            format!("{host}: {name}: expected {expected}, found {found}. {mend}")
+        })
+        .collect();
+    (!failed.is_empty()).then(|| failed.join("\n"))
+}
+
+fn host_failed(why: String) -> HostError {
+    HostError { why, blame: Blame::Host, is_unreachable: false, output: Vec::new() }
+}
+
+fn unexpected(host: &HostName, reply: &Reply) -> HostError {
+    HostError { blame: Blame::Passing, ..host_failed(format!("{host}: unexpected answer {reply:?}")) }
+}

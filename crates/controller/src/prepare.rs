@@ -1,0 +1,181 @@
+//! From what was asked for to a plan with its preview: the same for `plan`, which stops there, and `deploy`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use greenlight_model::Timestamp;
+use greenlight_model::fleet::{Fleet, Service};
+use greenlight_model::id::{EnvironmentName, Generation, PlanDigest, ReleaseId, RolloutId, ServiceName};
+use greenlight_model::manifest::Release;
+use greenlight_model::record::History;
+use greenlight_model::rollout::{Direction, Plan, Rollout};
+use greenlight_model::world::{ReleaseFacts, World};
+use greenlight_simulator::{Preview, preview};
+
+use crate::gather::Gathered;
+use crate::gates::gates;
+
+/// What an operator asks for.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Where.
+    pub environment: EnvironmentName,
+    /// Forward or back.
+    pub direction: Direction,
+    /// Which release of each service.
+    pub targets: BTreeMap<ServiceName, ReleaseId>,
+    /// Who asks: `user@machine`.
+    pub by: String,
+}
+
+/// A plan that could start now.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The plan, its digest included.
+    pub plan: Plan,
+    /// The services' definitions that it goes by.
+    pub services: BTreeMap<ServiceName, Service>,
+    /// The world it was made for.
+    pub world: World,
+    /// What it will do.
+    pub preview: Preview,
+}
+
+/// Why there can be no plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PrepareError {
+    /// The fleet file has no such environment.
+    #[error("there is no environment {0} in greenlight.toml")]
+    NoEnvironment(EnvironmentName),
+    /// The environment does not run this service.
+    #[error("{environment} has no hosts for {service}; add hosts.{service} to [environment.{environment}]")]
+    NoHosts {
+        /// The environment.
+        environment: EnvironmentName,
+        /// The service.
+        service: ServiceName,
+    },
+    /// The release is marked bad.
+    #[error("release {title} is marked bad: {why}. If that is mended, say so: greenlight releases mark {short} --good")]
+    Bad {
+        /// The release as people see it.
+        title: String,
+        /// Why it is bad.
+        why: String,
+        /// Its short id.
+        short: String,
+    },
+    /// Another rollout has not ended.
+    #[error("rollout {rollout} of {environment} has not ended; `greenlight resume {environment}` or `greenlight abort {environment}`")]
+    Busy {
+        /// The environment.
+        environment: EnvironmentName,
+        /// The open rollout.
+        rollout: RolloutId,
+    },
+}
+
+/// Makes the plan and previews it.
+///
+/// # Errors
+/// When what is asked for is not possible whatever the hosts say.
+pub fn prepare(
+    fleet: &Fleet,
+    history: &History,
+    releases: &[Release],
+    gathered: &Gathered,
+    wanted: &Wanted,
+    id: RolloutId,
+    now: Timestamp,
+) -> Result<Prepared, PrepareError> {
+    let environment = fleet
+        .environments
+        .get(&wanted.environment)
+        .ok_or_else(|| PrepareError::NoEnvironment(wanted.environment.clone()))?;
+    if let Some(open) = history.open_rollout(&environment.name) {
+        return Err(PrepareError::Busy { environment: environment.name.clone(), rollout: open.plan.id.clone() });
+    }
+    let facts = release_facts(releases, history);
+    for (service, release) in &wanted.targets {
+        if environment.hosts.get(service).is_none_or(Vec::is_empty) {
+            let (environment, service) = (environment.name.clone(), service.clone());
+            return Err(PrepareError::NoHosts { environment, service });
+        }
+        if let Some(why) = history.bad.get(release) {
+            let title = facts.get(release).map_or_else(|| release.short(), |facts| facts.title.clone());
+            return Err(PrepareError::Bad { title, why: why.clone(), short: release.short() });
+        }
+    }
+    let wanted_services: BTreeSet<ServiceName> = wanted.targets.keys().cloned().collect();
+    let instances: Vec<_> =
+        environment.instances().filter(|instance| wanted_services.contains(&instance.service)).collect();
+    let highest = instances
+        .iter()
+        .filter_map(|instance| Some(gathered.report(instance)?.ledger.generation))
+        .max()
+        .unwrap_or_default();
+    let plan = Plan {
+        id,
+        environment: environment.name.clone(),
+        direction: wanted.direction,
+        targets: wanted.targets.clone(),
+        baseline: instances
+            .iter()
+            .map(|instance| (instance.clone(), gathered.report(instance).and_then(|report| report.linked)))
+            .collect(),
+        waves: greenlight_planner::waves(environment, &wanted_services, wanted.direction),
+        generation: next_even(highest),
+        started_by: wanted.by.clone(),
+        digest: None,
+    };
+    let services: BTreeMap<ServiceName, Service> = wanted
+        .targets
+        .iter()
+        .filter_map(|(name, release)| {
+            let known = history.definitions.get(&(environment.name.clone(), *release));
+            // Going back runs a release as it was run; going forward, as the fleet file says now.
+            let service = match wanted.direction {
+                Direction::Back => known.or_else(|| fleet.services.get(name)),
+                Direction::Forward => fleet.services.get(name),
+            };
+            Some((name.clone(), service?.clone()))
+        })
+        .collect();
+    let mut world = World {
+        now,
+        environment: environment.clone(),
+        services: fleet.services.iter().map(|(name, service)| (name.clone(), service.clone())).collect(),
+        releases: facts,
+        rollout: Rollout::new(plan.clone(), now),
+        inventory: gathered.inventory.clone(),
+        traffic: gathered.traffic.clone(),
+        gates: gates(fleet, environment, history, &wanted.targets, wanted.direction, now),
+        in_flight: Vec::new(),
+    };
+    world.services.extend(services.clone());
+    let preview = preview(&world);
+    let digest = PlanDigest::from_bytes(*blake3::hash(preview.digest_text().as_bytes()).as_bytes());
+    let plan = Plan { digest: Some(digest), ..plan };
+    world.rollout.plan = plan.clone();
+    Ok(Prepared { plan, services, world, preview })
+}
+
+/// What deciding needs to know of each release.
+#[must_use]
+pub(crate) fn release_facts(releases: &[Release], history: &History) -> BTreeMap<ReleaseId, ReleaseFacts> {
+    releases
+        .iter()
+        .map(|release| {
+            let facts = ReleaseFacts {
+                title: release.title(),
+                service: release.service.clone(),
+                bad: history.bad.get(&release.id).cloned(),
+            };
+            (release.id, facts)
+        })
+        .collect()
+}
+
+/// A rollout uses two generations, one to go forward and the next to turn back; so the next rollout begins two on.
+fn next_even(highest: Generation) -> Generation {
+    Generation(highest.0 / 2 * 2 + 2)
+}

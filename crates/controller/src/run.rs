@@ -1,0 +1,484 @@
+//! The loop of one rollout: absorb what came in, decide, perform what is permitted, wait for something to happen.
+//!
+//! Everything that arrives (an action's end, a look at a host, a balancer's answer, an operator's record, a signal)
+//! comes through one channel or one tick and is absorbed by one task, which owns the log and the world. A look that
+//! was begun before the last change of what it looks at is thrown away when it arrives: it would show the past.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use greenlight_depot::depot::Depot;
+use greenlight_link::message::Request;
+use greenlight_model::action::Action;
+use greenlight_model::decision::{Decision, Outcome, Running, Step, Wait};
+use greenlight_model::fleet::{Environment, Fleet};
+use greenlight_model::host::{CLAIM_DURATION, HostReport};
+use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId, ServiceName};
+use greenlight_model::manifest::Release;
+use greenlight_model::record::RecordBody;
+use greenlight_model::rollout::{Note, OperatorRequest, Rollout};
+use greenlight_model::traffic::BalancerReport;
+use greenlight_model::world::{InFlight, Unreachable, World};
+use greenlight_store::{Log, StoreError};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::clock;
+use crate::gather::{Gathered, Gatherer};
+use crate::gates::gates;
+use crate::hosts::{HostError, Hosts};
+use crate::perform::{Artifacts, Performed, Performer};
+use crate::prepare::release_facts;
+use crate::progress::{Progress, ProgressSink};
+
+/// How often the log is read for what operators ask, and balancers while a wait depends on them.
+const TICK: Duration = Duration::from_millis(200);
+/// Every how many ticks all hosts and balancers are looked at, so that a crash after the proof is noticed.
+const LOOK_TICKS: u64 = 10;
+/// Every how many ticks claims are renewed: four times within their duration, so that three may get lost.
+const RENEW_TICKS: u64 = CLAIM_DURATION.as_millis() as u64 / TICK.as_millis() as u64 / 4;
+/// How often a record is offered again when somebody else was faster with theirs.
+const APPEND_ATTEMPTS_MAX: usize = 20;
+
+/// What a signal asks of the loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interrupt {
+    /// Finish what is under way, then stop: `^C` once, SIGTERM.
+    Hold,
+    /// Stop now; hosts are left as they are and the records say how far it is: `^C` twice.
+    Detach,
+}
+
+/// How the loop ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The rollout is over.
+    Outcome(Outcome),
+    /// It waits for a person; nothing is under way.
+    Held(Vec<Wait>),
+    /// The loop was told to let go.
+    Detached,
+}
+
+/// Why the loop had to stop. The rollout is open; `resume` goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The record log cannot be read or written.
+    #[error("the record log failed, so nothing more is done; `greenlight resume` goes on when it is mended")]
+    Store(#[from] StoreError),
+    /// The depot cannot be read.
+    #[error("the depot failed: {0}")]
+    Depot(String),
+    /// There is no such rollout.
+    #[error("rollout {0} is not in the record log")]
+    Unknown(RolloutId),
+    /// The environment of the rollout is gone.
+    #[error("rollout {rollout} goes to {environment}, which is not in greenlight.toml any more")]
+    NoEnvironment {
+        /// The rollout.
+        rollout: RolloutId,
+        /// The environment's name.
+        environment: String,
+    },
+}
+
+/// Drives one rollout.
+pub struct Controller {
+    fleet: Fleet,
+    environment: Environment,
+    rollout: RolloutId,
+    log: Log,
+    by: String,
+    gatherer: Arc<Gatherer>,
+    performer: Arc<Performer>,
+    releases: Vec<Release>,
+    progress: ProgressSink,
+    gathered: Gathered,
+    in_flight: Vec<InFlight>,
+    epochs: Epochs,
+    looking: BTreeSet<HostName>,
+    reading: BTreeSet<usize>,
+    renewing: BTreeSet<Instance>,
+    last_waits: Vec<Wait>,
+    arrivals: (mpsc::UnboundedSender<Arrival>, mpsc::UnboundedReceiver<Arrival>),
+}
+
+/// Something that came in. The channel is unbounded because what can be in it is bounded by what was begun: one end
+/// per action in flight, one look per host and balancer, one renewal per instance.
+enum Arrival {
+    Performed { action: Action, performed: Box<Performed> },
+    Looked { host: HostName, epoch: u64, result: Box<Result<HostReport, HostError>> },
+    Read { index: usize, epoch: u64, report: BalancerReport },
+    Renewed { instance: Instance, failed: Option<String> },
+}
+
+/// How often each host and balancer was changed by us.
+#[derive(Default)]
+struct Epochs {
+    hosts: BTreeMap<HostName, u64>,
+    traffic: u64,
+}
+
+impl Controller {
+    /// A controller for a rollout that is in the log.
+    ///
+    /// # Errors
+    /// When the rollout or its environment is not there, or the depot cannot be read.
+    #[expect(clippy::too_many_arguments, reason = "each is a different thing that only the caller has")]
+    pub fn new(
+        fleet: Fleet,
+        rollout: RolloutId,
+        log: Log,
+        by: String,
+        hosts: Arc<Hosts>,
+        artifacts: Artifacts,
+        gathered: Gathered,
+        progress: ProgressSink,
+    ) -> Result<Self, RunError> {
+        let plan = log.history().rollouts.get(&rollout).ok_or_else(|| RunError::Unknown(rollout.clone()))?.plan.clone();
+        let Some(environment) = fleet.environments.get(&plan.environment).cloned() else {
+            return Err(RunError::NoEnvironment { rollout, environment: plan.environment.to_string() });
+        };
+        let gatherer = Arc::new(Gatherer::new(&environment, &fleet.services, log.history(), hosts));
+        let releases = all_releases(&artifacts.depot)?;
+        let performer = Arc::new(Performer {
+            plan,
+            environment: environment.clone(),
+            releases: releases.iter().map(|release| (release.id, release.clone())).collect(),
+            artifacts,
+            progress: Arc::clone(&progress),
+        });
+        Ok(Self {
+            fleet,
+            environment,
+            rollout,
+            log,
+            by,
+            gatherer,
+            performer,
+            releases,
+            progress,
+            gathered,
+            in_flight: Vec::new(),
+            epochs: Epochs::default(),
+            looking: BTreeSet::new(),
+            reading: BTreeSet::new(),
+            renewing: BTreeSet::new(),
+            last_waits: Vec::new(),
+            arrivals: mpsc::unbounded_channel(),
+        })
+    }
+
+    /// Runs until the rollout ends, holds with nothing under way, or is let go.
+    ///
+    /// # Errors
+    /// When the record log fails; what is not recorded is not begun.
+    pub async fn run(mut self, mut interrupts: mpsc::Receiver<Interrupt>) -> Result<Ended, RunError> {
+        let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick: u64 = 0;
+        loop {
+            if let Some(ended) = self.advance()? {
+                return Ok(ended);
+            }
+            tokio::select! {
+                Some(arrival) = self.arrivals.1.recv() => {
+                    self.absorb(arrival)?;
+                    while let Ok(arrival) = self.arrivals.1.try_recv() {
+                        self.absorb(arrival)?;
+                    }
+                }
+                Some(interrupt) = interrupts.recv() => match interrupt {
+                    Interrupt::Detach => return Ok(Ended::Detached),
+                    Interrupt::Hold => self.append(&RecordBody::OperatorAsked {
+                        rollout: self.rollout.clone(),
+                        request: OperatorRequest::Hold,
+                        why: "interrupted".to_owned(),
+                    })?,
+                },
+                _ = ticks.tick() => {
+                    tick += 1;
+                    self.log.refresh()?;
+                    self.look(tick);
+                }
+            }
+        }
+    }
+
+    /// Decides until there is nothing more to begin. Some when the loop is over.
+    fn advance(&mut self) -> Result<Option<Ended>, RunError> {
+        loop {
+            let world = self.world()?;
+            if let Some(outcome) = &world.rollout.outcome {
+                // Another controller brought it to its end.
+                return Ok(Some(Ended::Outcome(outcome.clone())));
+            }
+            match greenlight_planner::decide(&world) {
+                Decision::Note(note) => {
+                    self.append(&RecordBody::Noted { rollout: self.rollout.clone(), note: note.clone() })?;
+                    (self.progress)(Progress::Note(note));
+                }
+                Decision::End(outcome) => {
+                    self.append(&RecordBody::RolloutEnded {
+                        rollout: self.rollout.clone(),
+                        outcome: outcome.clone(),
+                        running: self.running(&world),
+                    })?;
+                    (self.progress)(Progress::Ended(outcome.clone()));
+                    return Ok(Some(Ended::Outcome(outcome)));
+                }
+                Decision::Proceed { steps, waits } => {
+                    let is_held = waits.iter().any(|wait| matches!(wait, Wait::Held { .. }));
+                    if steps.is_empty() && is_held && self.in_flight.is_empty() {
+                        (self.progress)(Progress::Waits(waits.clone()));
+                        return Ok(Some(Ended::Held(waits)));
+                    }
+                    self.begin(&world, steps)?;
+                    if waits != self.last_waits {
+                        (self.progress)(Progress::Waits(waits.clone()));
+                        self.last_waits = waits;
+                    }
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Begins every step that the interlock permits. A refusal means that planner and interlock disagree, which only
+    /// a person can settle: the rollout holds and says so.
+    fn begin(&mut self, world: &World, steps: Vec<Step>) -> Result<(), RunError> {
+        let mut world = world.clone();
+        for Step { action, why } in steps {
+            if let Err(violation) = greenlight_interlock::permit(&world, &action) {
+                let sentence = violation.to_string();
+                (self.progress)(Progress::Interlock { action: action.clone(), sentence: sentence.clone() });
+                let why = format!("the interlock refused to {} {}: {sentence}", action.verb(), action.instance());
+                self.append(&RecordBody::Noted { rollout: self.rollout.clone(), note: Note::Hold { why } })?;
+                return Ok(());
+            }
+            self.append(&RecordBody::ActionStarted {
+                rollout: self.rollout.clone(),
+                action: action.clone(),
+                why: why.clone(),
+            })?;
+            (self.progress)(Progress::Started { action: action.clone(), why });
+            let in_flight = InFlight { action: action.clone(), since: clock::now() };
+            self.in_flight.push(in_flight.clone());
+            world.in_flight.push(in_flight);
+            self.spawn(action);
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, action: Action) {
+        let (performer, gatherer) = (Arc::clone(&self.performer), Arc::clone(&self.gatherer));
+        let (arrivals, mut known) = (self.arrivals.0.clone(), self.known(action.host()));
+        if let Action::Activate { instance, release, .. } = &action {
+            known.insert(instance.service.clone(), *release);
+        }
+        tokio::spawn(async move {
+            let performed = Box::new(performer.perform(&gatherer, &action, &known).await);
+            // The receiver is gone only when the loop let go.
+            let _ = arrivals.send(Arrival::Performed { action, performed });
+        });
+    }
+
+    fn absorb(&mut self, arrival: Arrival) -> Result<(), RunError> {
+        match arrival {
+            Arrival::Performed { action, performed } => self.finish(action, *performed),
+            Arrival::Looked { host, epoch, result } => {
+                self.looking.remove(&host);
+                if self.epochs.hosts.get(&host).copied().unwrap_or_default() == epoch {
+                    self.saw(&host, *result);
+                }
+                Ok(())
+            }
+            Arrival::Read { index, epoch, report } => {
+                self.reading.remove(&index);
+                if self.epochs.traffic == epoch {
+                    self.gathered.traffic[index] = report;
+                }
+                Ok(())
+            }
+            Arrival::Renewed { instance, failed } => {
+                self.renewing.remove(&instance);
+                if let Some(why) = failed {
+                    (self.progress)(Progress::Host { host: instance.host, unreachable: Some(why) });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn finish(&mut self, action: Action, performed: Performed) -> Result<(), RunError> {
+        self.in_flight.retain(|in_flight| in_flight.action != action);
+        if let Some(result) = performed.host {
+            *self.epochs.hosts.entry(action.host().clone()).or_default() += 1;
+            self.saw(action.host(), result);
+        }
+        if !performed.traffic.is_empty() {
+            self.epochs.traffic += 1;
+            for (index, report) in performed.traffic {
+                self.gathered.traffic[index] = report;
+            }
+        }
+        self.append(&RecordBody::ActionFinished {
+            rollout: self.rollout.clone(),
+            action: action.clone(),
+            result: performed.result.clone(),
+            detail: performed.detail.clone(),
+        })?;
+        (self.progress)(Progress::Finished {
+            action,
+            result: performed.result,
+            took_ms: performed.detail.took_ms,
+            output: performed.detail.output,
+        });
+        Ok(())
+    }
+
+    fn saw(&mut self, host: &HostName, result: Result<HostReport, HostError>) {
+        let observation = self.gathered.inventory.entry(host.clone()).or_default();
+        let was_reachable = observation.unreachable.is_none();
+        match result {
+            Ok(report) => {
+                observation.report = Some((clock::now(), report));
+                observation.unreachable = None;
+                if !was_reachable {
+                    (self.progress)(Progress::Host { host: host.clone(), unreachable: None });
+                }
+            }
+            Err(error) => {
+                let since = observation.unreachable.take().map_or_else(clock::now, |before| before.since);
+                observation.unreachable = Some(Unreachable { since, why: error.why.clone() });
+                if was_reachable {
+                    (self.progress)(Progress::Host { host: host.clone(), unreachable: Some(error.why) });
+                }
+            }
+        }
+    }
+
+    /// Begins the looks that are due: balancers each tick while a wait depends on them, everything now and then.
+    fn look(&mut self, tick: u64) {
+        let depends_on_traffic = self.last_waits.iter().any(|wait| {
+            matches!(wait, Wait::Sessions { .. } | Wait::BalancerHealth { .. } | Wait::Balancer { .. } | Wait::Floor { .. })
+        });
+        if depends_on_traffic || tick.is_multiple_of(LOOK_TICKS) {
+            for index in 0..self.gatherer.balancers().len() {
+                if self.reading.insert(index) {
+                    let (gatherer, arrivals) = (Arc::clone(&self.gatherer), self.arrivals.0.clone());
+                    let epoch = self.epochs.traffic;
+                    tokio::spawn(async move {
+                        let report = gatherer.read_balancer(index).await;
+                        let _ = arrivals.send(Arrival::Read { index, epoch, report });
+                    });
+                }
+            }
+        }
+        if tick.is_multiple_of(LOOK_TICKS) {
+            for host in self.environment.service_hosts() {
+                if self.looking.insert(host.clone()) {
+                    let (gatherer, arrivals) = (Arc::clone(&self.gatherer), self.arrivals.0.clone());
+                    let (epoch, known) =
+                        (self.epochs.hosts.get(&host).copied().unwrap_or_default(), self.known(&host));
+                    tokio::spawn(async move {
+                        let result = Box::new(gatherer.observe(&host, &known).await);
+                        let _ = arrivals.send(Arrival::Looked { host, epoch, result });
+                    });
+                }
+            }
+        }
+        if tick.is_multiple_of(RENEW_TICKS) {
+            self.renew();
+        }
+    }
+
+    /// Renews the claims that this rollout holds.
+    fn renew(&mut self) {
+        let held: Vec<Instance> = self
+            .performer
+            .plan
+            .baseline
+            .keys()
+            .filter(|instance| {
+                let claim = self.gathered.report(instance).and_then(|report| report.ledger.claim.as_ref());
+                claim.is_some_and(|claim| claim.rollout == self.rollout)
+            })
+            .cloned()
+            .collect();
+        for instance in held {
+            let Some(spec) = self.gatherer.spec(&instance, None) else { continue };
+            if !self.renewing.insert(instance.clone()) {
+                continue;
+            }
+            let request = Request::Claim { spec, claim: self.performer.claim_request() };
+            let (hosts, arrivals) = (Arc::clone(self.gatherer.hosts()), self.arrivals.0.clone());
+            tokio::spawn(async move {
+                let renewed = hosts.call(&instance.host, request, TICK * 50, |_| {}).await;
+                let failed = renewed.err().map(|error| error.why);
+                let _ = arrivals.send(Arrival::Renewed { instance, failed });
+            });
+        }
+    }
+
+    fn world(&self) -> Result<World, RunError> {
+        let history = self.log.history();
+        let rollout: &Rollout =
+            history.rollouts.get(&self.rollout).ok_or_else(|| RunError::Unknown(self.rollout.clone()))?;
+        let now = clock::now();
+        let plan = &rollout.plan;
+        Ok(World {
+            now,
+            environment: self.environment.clone(),
+            services: self
+                .fleet
+                .services
+                .keys()
+                .filter_map(|name| {
+                    let target = plan.targets.get(name).copied();
+                    Some((name.clone(), self.gatherer.service(name, target)?.clone()))
+                })
+                .collect(),
+            releases: release_facts(&self.releases, history),
+            rollout: rollout.clone(),
+            inventory: self.gathered.inventory.clone(),
+            traffic: self.gathered.traffic.clone(),
+            gates: gates(&self.fleet, &self.environment, history, &plan.targets, plan.direction, now),
+            in_flight: self.in_flight.clone(),
+        })
+    }
+
+    /// What each service of a host was last seen to run.
+    fn known(&self, host: &HostName) -> BTreeMap<ServiceName, ReleaseId> {
+        let report = self.gathered.inventory.get(host).and_then(|observation| observation.report.as_ref());
+        let instances = report.into_iter().flat_map(|(_, report)| &report.instances);
+        instances.filter_map(|(service, instance)| Some((service.clone(), instance.linked?))).collect()
+    }
+
+    fn running(&self, world: &World) -> Running {
+        let linked = |instance: &Instance| self.gathered.report(instance).and_then(|report| report.linked);
+        world.rollout.plan.baseline.keys().map(|instance| (instance.clone(), linked(instance))).collect()
+    }
+
+    /// Writes one record. When somebody else wrote first, what they wrote is taken in and the record is offered again:
+    /// each of ours stands on its own, whatever came before it.
+    fn append(&mut self, body: &RecordBody) -> Result<(), RunError> {
+        let mut attempts = 0;
+        loop {
+            let expected = self.log.history().last_seq;
+            match self.log.append(expected, &[(clock::now(), self.by.clone(), body.clone())]) {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Conflict { .. }) if attempts < APPEND_ATTEMPTS_MAX => {
+                    attempts += 1;
+                    self.log.refresh()?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn all_releases(depot: &Depot) -> Result<Vec<Release>, RunError> {
+    depot.releases().map_err(|error| RunError::Depot(error.to_string()))
+}
