@@ -189,6 +189,28 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// What it is, as a word for messages: "the staging".
+    #[must_use]
+    pub fn title(&self) -> &'static str {
+        match self {
+            Self::Observe { .. } => "the observation",
+            Self::Preflight { .. } => "the preflight",
+            Self::Claim { .. } => "the claim",
+            Self::Unclaim { .. } => "giving the claim back",
+            Self::Stage { .. } => "the staging",
+            Self::Smoke { .. } => "the smoke start",
+            Self::Migrate { .. } => "the migration",
+            Self::Activate { .. } => "the activation",
+            Self::Confirm { .. } => "the confirmation",
+            Self::Prune { .. } => "the pruning",
+            Self::Socket { .. } => "asking a socket",
+            Self::Logs { .. } => "reading logs",
+            Self::Exec { .. } => "a command",
+        }
+    }
+}
+
 /// What happens while a request is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

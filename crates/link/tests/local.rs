@@ -1,0 +1,289 @@
+//! A connection to a local agent: calls beside each other, deaths, and the sending of a release.
+
+#![expect(clippy::unwrap_used, reason = "these are tests")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use greenlight_link::connection::{CallError, Connection, ObjectSource, OpenOptions, StageProgress};
+use greenlight_link::frame::Encoding;
+use greenlight_link::message::{Reply, Request};
+use greenlight_model::fleet::LinkKind;
+use greenlight_model::id::ContentHash;
+use greenlight_model::manifest::Entry;
+use support::{PATIENCE, command, host, object, options, run, stage, text};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+async fn open() -> Connection {
+    Connection::open(&host(), &LinkKind::Local, &options()).await.unwrap()
+}
+
+/// A call that is under way until somebody releases `a`; returns when the agent has it.
+async fn hold(connection: &Connection) -> JoinHandle<Result<Reply, CallError>> {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let connection = connection.clone();
+    let call = tokio::spawn(async move {
+        connection.call(command(&["hold", "a"]), PATIENCE, |event| tell.send(event).unwrap()).await
+    });
+    assert_eq!(told.recv().await.map(text).as_deref(), Some("held"));
+    call
+}
+
+#[tokio::test]
+async fn the_agent_greets_and_inherits_little() {
+    let connection = open().await;
+    let facts = connection.facts();
+    assert_eq!(facts.agent_version, options().agent_program.display().to_string());
+    let inherited: Vec<&str> = facts.user.split(' ').collect();
+    assert!(inherited.contains(&"PATH"), "{inherited:?}");
+    assert!(!inherited.iter().any(|name| name.starts_with("CARGO")), "{inherited:?}");
+    connection.close().await;
+}
+
+#[tokio::test]
+async fn calls_run_beside_each_other() {
+    let connection = open().await;
+    let first = hold(&connection).await;
+    let (lines, reply) = run(&connection, &["echo", "one", "two"]).await;
+    assert_eq!(lines, ["one", "two"]);
+    assert_eq!(reply.unwrap(), Reply::Exited { code: Some(0) });
+    assert_eq!(run(&connection, &["release", "a"]).await.1.unwrap(), Reply::Done);
+    assert_eq!(first.await.unwrap().unwrap(), Reply::Exited { code: Some(7) });
+
+    let calls = (0..50).map(|number| {
+        let connection = connection.clone();
+        tokio::spawn(async move { run(&connection, &["echo", &number.to_string()]).await.0 })
+    });
+    for (number, call) in calls.enumerate() {
+        assert_eq!(call.await.unwrap(), [number.to_string()]);
+    }
+}
+
+#[tokio::test]
+async fn large_frames_and_many_events_arrive() {
+    let connection = open().await;
+    let (_, reply) = run(&connection, &["large", "16777216"]).await;
+    assert!(matches!(reply.unwrap(), Reply::Output(text) if text.len() == 16 << 20));
+    let (lines, _) = run(&connection, &["lines", "20000"]).await;
+    assert_eq!(lines.len(), 20_000);
+    assert_eq!(lines[19_999], "19999");
+    // The same the other way round: a request as large as a manifest of many files.
+    let input = "y".repeat(8 << 20);
+    let request = Request::Socket { path: String::new(), input: input.clone(), timeout: PATIENCE };
+    assert_eq!(connection.call(request, PATIENCE, |_| {}).await.unwrap(), Reply::Output(input));
+}
+
+#[tokio::test]
+async fn a_refusal_is_the_agents_own_words() {
+    let connection = open().await;
+    let error = run(&connection, &["refuse"]).await.1.unwrap_err();
+    assert_eq!(error.to_string(), "it is not to be");
+    assert!(connection.is_alive());
+}
+
+#[tokio::test]
+async fn a_call_that_times_out_leaves_the_connection_usable() {
+    let connection = open().await;
+    let error =
+        connection.call(command(&["hold", "x"]), Duration::from_millis(50), |_| {}).await.unwrap_err();
+    assert_eq!(error.to_string(), "web1 did not finish a command within 50ms");
+    // The late reply to it is ignored.
+    assert_eq!(run(&connection, &["release", "x"]).await.1.unwrap(), Reply::Done);
+    assert_eq!(run(&connection, &["echo", "still"]).await.0, ["still"]);
+}
+
+#[tokio::test]
+async fn a_death_fails_every_call_with_its_reason() {
+    for (words, expected) in [
+        (&["die", "segmentation fault, say"][..], "exit code 3: segmentation fault, say"),
+        (&["die-inside-a-frame"][..], "exit code 4"),
+        (&["babble"][..], "unknown kind 32"),
+    ] {
+        let connection = open().await;
+        let waiting = hold(&connection).await;
+        for error in [run(&connection, words).await.1.unwrap_err(), waiting.await.unwrap().unwrap_err()] {
+            assert!(matches!(error, CallError::Lost { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        assert!(!connection.is_alive());
+        let error = run(&connection, &["echo", "x"]).await.1.unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn closing_fails_what_is_under_way() {
+    let connection = open().await;
+    let waiting = hold(&connection).await;
+    connection.close().await;
+    let error = waiting.await.unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "the connection to web1 was lost during a command: it was closed");
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_greet_is_explained() {
+    for (behaviour, expected) in [
+        (
+            "loader",
+            "web1: the agent does not run there (agent: /lib/libc.so.6: version `GLIBC_2.99' not found",
+        ),
+        ("chatty", "web1: what answers there is not a greenlight agent"),
+        ("newer", "web1: the agent there speaks protocol 2"),
+        ("mute", "web1: it does not answer (its agent did not greet within 200ms)"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("agent");
+        let script =
+            format!("#!/bin/sh\nTEST_AGENT={behaviour} exec {} \"$@\"\n", options().agent_program.display());
+        write_program(&program, &script);
+        let connect_timeout = if behaviour == "mute" { Duration::from_millis(200) } else { PATIENCE };
+        let options = OpenOptions { agent_program: program, connect_timeout, ..options() };
+        let error = Connection::open(&host(), &LinkKind::Local, &options).await.unwrap_err();
+        assert!(error.to_string().starts_with(expected), "{error}");
+    }
+    let options = OpenOptions { agent_program: "/nonexistent/agent".into(), ..options() };
+    let error = Connection::open(&host(), &LinkKind::Local, &options).await.unwrap_err();
+    assert!(error.to_string().contains("`/nonexistent/agent` cannot be started here"), "{error}");
+}
+
+/// Writes an executable in another process: a file that this one has open for writing while it forks elsewhere cannot
+/// be executed.
+fn write_program(path: &std::path::Path, script: &str) {
+    let written = std::process::Command::new("/bin/sh")
+        .args(["-c", "printf %s \"$2\" > \"$1\" && chmod 700 \"$1\"", "sh"])
+        .arg(path)
+        .arg(script)
+        .status()
+        .unwrap();
+    assert!(written.success());
+}
+
+/// Objects by hash, with a count of those that were read.
+struct Objects {
+    content: HashMap<ContentHash, Vec<u8>>,
+    read: AtomicU64,
+}
+
+impl Objects {
+    /// The content of the first `held` files of a stage request.
+    fn of(request: &Request, held: usize, bytes: usize) -> Arc<Self> {
+        let Request::Stage { manifest, .. } = request else { panic!("not a stage request") };
+        let content = (0..held as u64).map(|number| {
+            let Some(Entry::File { hash, .. }) = manifest.entries.get(&format!("file{number}")) else {
+                panic!("no file {number}")
+            };
+            (*hash, object(number, bytes))
+        });
+        Arc::new(Self { content: content.collect(), read: AtomicU64::new(0) })
+    }
+}
+
+impl ObjectSource for Objects {
+    fn object(&self, hash: ContentHash) -> std::io::Result<(Encoding, Vec<u8>)> {
+        self.read.fetch_add(1, Ordering::SeqCst);
+        let content = self.content.get(&hash).cloned();
+        content.map(|content| (Encoding::Raw, content)).ok_or_else(|| std::io::Error::other("it is gone"))
+    }
+}
+
+#[tokio::test]
+async fn a_stage_sends_what_is_missing() {
+    for (files, bytes) in [(0, 0), (1, 8), (2_000, 100), (20, 4 << 20)] {
+        let connection = open().await;
+        let request = stage(files, bytes, "", "");
+        let objects = Objects::of(&request, usize::try_from(files).unwrap(), bytes);
+        let mut told: Vec<StageProgress> = Vec::new();
+        let reply =
+            connection.stage(request, objects, PATIENCE, |progress| told.push(progress), |_| {}).await;
+        let total = files * bytes as u64;
+        assert_eq!(reply.unwrap(), Reply::Output(format!("{files} objects, {total} bytes")));
+        let last = StageProgress { objects_sent: files, objects_total: files, bytes_sent: total };
+        assert_eq!(told.last(), Some(&last));
+        assert!(told.is_sorted_by_key(|progress| progress.bytes_sent));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_host_slows_down_the_reading() {
+    const FILES: u64 = 40;
+    const BYTES: usize = 1 << 20;
+    // One being read, one queued, one being written, one in the pipe and the agent's buffer, one in its hands.
+    const AHEAD_MAX: u64 = 5;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pace");
+    let listener = UnixListener::bind(&path).unwrap();
+    let request = stage(FILES, BYTES, "", path.to_str().unwrap());
+    let objects = Objects::of(&request, usize::try_from(FILES).unwrap(), BYTES);
+    let pace = std::thread::spawn({
+        let objects = Arc::clone(&objects);
+        move || {
+            let (mut agent, _) = listener.accept().unwrap();
+            let mut ahead_max = 0;
+            for taken in 0..FILES {
+                agent.read_exact(&mut [0]).unwrap();
+                ahead_max = ahead_max.max(objects.read.load(Ordering::SeqCst) - taken);
+                agent.write_all(b".").unwrap();
+            }
+            ahead_max
+        }
+    });
+    let connection = open().await;
+    connection.stage(request, objects, PATIENCE, |_| {}, |_| {}).await.unwrap();
+    let ahead_max = pace.join().unwrap();
+    assert!((1..=AHEAD_MAX).contains(&ahead_max), "{ahead_max} objects were read ahead");
+}
+
+#[tokio::test]
+async fn a_stage_that_fails_leaves_the_connection_usable() {
+    const FILES: u64 = 30;
+    const BYTES: usize = 1 << 20;
+    for (held, commit, expected) in [
+        (3, "", "could not be read: it is gone"),
+        (30, "5", "the disk is full"),
+        (30, "foreign", "asked for object 000000000000, which the release does not have"),
+    ] {
+        let connection = open().await;
+        let request = stage(FILES, BYTES, commit, "");
+        let objects = Objects::of(&request, held, BYTES);
+        let error = connection.stage(request, objects, PATIENCE, |_| {}, |_| {}).await.unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert_eq!(run(&connection, &["echo", "still"]).await.0, ["still"]);
+    }
+}
+
+#[tokio::test]
+async fn a_stage_that_is_dropped_ends_its_data() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pace");
+    let listener = UnixListener::bind(&path).unwrap();
+    let request = stage(20, 1 << 20, "", path.to_str().unwrap());
+    let objects = Objects::of(&request, 20, 1 << 20);
+    let connection = open().await;
+    let mut events = Vec::new();
+    {
+        let staging = connection.stage(request, objects, PATIENCE, |_| {}, |event| events.push(text(event)));
+        let begun = tokio::task::spawn_blocking(move || {
+            let (mut agent, _) = listener.accept().unwrap();
+            agent.read_exact(&mut [0]).unwrap();
+            agent
+        });
+        let mut agent = tokio::select! {
+            result = staging => panic!("the stage ended: {result:?}"),
+            agent = begun => agent.unwrap(),
+        };
+        // From now on the agent is asked nothing any more: it takes what comes.
+        tokio::task::spawn_blocking(move || {
+            while agent.write_all(b".").is_ok() && agent.read_exact(&mut [0]).is_ok() {}
+        });
+    }
+    assert_eq!(run(&connection, &["echo", "still"]).await.0, ["still"]);
+    connection.close().await;
+}
