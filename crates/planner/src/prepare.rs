@@ -1,0 +1,317 @@
+//! Everything before the first change: checks, claims, bytes, smoke starts, migrations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use greenlight_model::action::{Action, Verb};
+use greenlight_model::decision::{Decision, Step};
+use greenlight_model::host::LedgerEvent;
+use greenlight_model::id::{HostName, ReleaseId, ServiceName};
+use greenlight_model::rollout::{Direction, MigrationState, Note};
+use greenlight_model::traffic::BalancerReport;
+
+use crate::decide::{Phase, conclude};
+use crate::failure::{GivenUp, guilty, list};
+use crate::finish;
+use crate::instance::{Stand, agent_step, out_of_reach};
+use crate::moves::Moves;
+use crate::room::Rooms;
+use crate::view::{Facts, View};
+
+/// Every instance is checked, all at once. One that fails refuses the rollout, and every failing one is named: so all
+/// answers are waited for. A host that cannot be reached has failed.
+pub(crate) fn preflight(view: &View<'_>) -> Phase {
+    let mut moves = Moves::default();
+    let mut failures = Vec::new();
+    let checked = &view.rollout().checked;
+    for facts in view.facts.iter().filter(|facts| !facts.is_left_out) {
+        if checked.contains(facts.instance) {
+            continue;
+        }
+        match check(view, facts) {
+            Stand::Failed(why) => failures.push(GivenUp { instance: facts.instance, why }),
+            stand => take(&mut moves, stand),
+        }
+    }
+    if !moves.is_empty() {
+        return Phase::Decided(moves.proceed());
+    }
+    let mut whys: Vec<String> = Vec::new();
+    if !failures.is_empty() {
+        whys.push(list(failures.iter().map(|failure| (failure.instance, failure.why.as_str()))));
+    }
+    if !view.has_changed() {
+        whys.extend(unknown_servers(view));
+        whys.extend(impossible_floor(view));
+    }
+    if whys.is_empty() { Phase::Over } else { Phase::Decided(finish::refuse(view, whys.join("; "))) }
+}
+
+fn check(view: &View<'_>, facts: &Facts<'_>) -> Stand {
+    if let Some(wait) = facts.in_flight_wait() {
+        return Stand::Wait(wait);
+    }
+    if let Some(why) = view.spent(facts.instance, Verb::Preflight) {
+        return Stand::Failed(why);
+    }
+    let Some(release) = facts.release else { return Stand::Complete };
+    // A host that was never heard of is asked: its answer, or its silence, is the check.
+    if facts.unreachable.is_some() {
+        return out_of_reach(view, facts);
+    }
+    let why = format!("{} must be able to take {}", facts.instance.host, view.title(release));
+    Stand::Step(Step { action: Action::Preflight { instance: facts.instance.clone(), release }, why })
+}
+
+/// A balancer that answers and does not know an instance would leave it without requests for ever.
+fn unknown_servers(view: &View<'_>) -> Vec<String> {
+    let world = view.world;
+    let mut whys = Vec::new();
+    for (balancer, report) in world.environment.balancers.iter().zip(&world.traffic) {
+        let BalancerReport::Servers(servers) = report else { continue };
+        let missing: Vec<&str> = view
+            .facts
+            .iter()
+            .filter(|facts| facts.instance.service == balancer.service)
+            .filter(|facts| !servers.contains_key(&facts.instance.host))
+            .map(|facts| balancer.server(&facts.instance.host))
+            .collect();
+        if !missing.is_empty() {
+            whys.push(format!("{} has no server {}", balancer.title(), missing.join(", ")));
+        }
+    }
+    whys
+}
+
+/// A floor that a wave can never keep is found before anything changes, not in the middle.
+fn impossible_floor(view: &View<'_>) -> BTreeSet<String> {
+    let rooms = Rooms::new(view);
+    let mut whys = BTreeSet::new();
+    for (index, wave) in view.rollout().plan.waves.iter().enumerate() {
+        for service in view.rollout().plan.targets.keys() {
+            let of_service = || view.wave(index).iter().filter(|facts| facts.instance.service == *service);
+            let must_leave =
+                |facts: &Facts<'_>| facts.serves && facts.release.is_some_and(|release| !facts.runs(release));
+            if !of_service().any(must_leave) {
+                continue;
+            }
+            let out = if wave.together { of_service().count() } else { 1 };
+            whys.extend(rooms.never_allows(service, out));
+        }
+    }
+    whys
+}
+
+/// Every instance is claimed before the first change. One that somebody else holds refuses the rollout.
+pub(crate) fn claims(view: &View<'_>) -> Phase {
+    if view.has_changed() {
+        return Phase::Over;
+    }
+    let mut moves = Moves::default();
+    let mut failures = Vec::new();
+    for facts in view.facts.iter().filter(|facts| !facts.is_left_out) {
+        if facts.is_claimed(view.rollout()) {
+            continue;
+        }
+        match claim(view, facts) {
+            Stand::Failed(why) => failures.push(GivenUp { instance: facts.instance, why }),
+            stand => take(&mut moves, stand),
+        }
+    }
+    if !failures.is_empty() {
+        let why = list(failures.iter().map(|failure| (failure.instance, failure.why.as_str())));
+        return Phase::Decided(finish::refuse(view, why));
+    }
+    if moves.is_empty() { Phase::Over } else { Phase::Decided(moves.proceed()) }
+}
+
+fn claim(view: &View<'_>, facts: &Facts<'_>) -> Stand {
+    if let Some(wait) = facts.in_flight_wait() {
+        return Stand::Wait(wait);
+    }
+    if facts.unreachable.is_some() || facts.report.is_none() {
+        return out_of_reach(view, facts);
+    }
+    if let Some(claim) = facts.foreign_claim(view.world) {
+        return Stand::Failed(format!(
+            "{} holds it for \"{}\" (rollout {}) until {}",
+            claim.holder, claim.reason, claim.rollout, claim.expires_at
+        ));
+    }
+    if let Some(why) = view.spent(facts.instance, Verb::Claim) {
+        return Stand::Failed(why);
+    }
+    let why = format!("no other rollout may change {} meanwhile", facts.instance);
+    Stand::Step(Step { action: Action::Claim { instance: facts.instance.clone() }, why })
+}
+
+/// The bytes go everywhere first, then each service that asks for it is started once beside the live process. Only when all
+/// of it is done does the first instance change.
+pub(crate) fn stage(view: &View<'_>) -> Phase {
+    let mut moves = Moves::default();
+    let mut failures = Vec::new();
+    for facts in view.facts.iter().filter(|facts| !facts.is_left_out) {
+        let Some(release) = facts.release else { continue };
+        if facts.runs(release) {
+            continue;
+        }
+        match ready_to_switch(view, facts, release) {
+            Stand::Failed(why) => failures.push(GivenUp { instance: facts.instance, why }),
+            stand => take(&mut moves, stand),
+        }
+    }
+    conclude(view, &failures, moves, &mut Rooms::new(view))
+}
+
+fn ready_to_switch(view: &View<'_>, facts: &Facts<'_>, release: ReleaseId) -> Stand {
+    let instance = facts.instance;
+    let Some(report) = facts.report else { return out_of_reach(view, facts) };
+    let is_staged = report.staged.contains(&release);
+    let is_smoked =
+        !wants_smoke(view, &instance.service) || facts.is_touched || view.rollout().smoked.contains(instance);
+    if is_staged && is_smoked {
+        return Stand::Complete;
+    }
+    if let Some(wait) = facts.in_flight_wait() {
+        return Stand::Wait(wait);
+    }
+    let title = view.title(release);
+    if is_staged {
+        let why = format!("{title} is started once beside the live process of {instance}");
+        return agent_step(view, facts, Action::Smoke { instance: instance.clone(), release }, why);
+    }
+    let why = format!("{title} is not on {} yet", instance.host);
+    agent_step(view, facts, Action::Stage { instance: instance.clone(), release }, why)
+}
+
+/// Going back is to something that ran before; it is not tried out again.
+fn wants_smoke(view: &View<'_>, service: &ServiceName) -> bool {
+    view.rollout().plan.direction == Direction::Forward
+        && view
+            .world
+            .services
+            .get(service)
+            .is_some_and(|service| service.processes.values().any(|process| process.smoke.is_some()))
+}
+
+/// Migrations run one after another, each once, before the first instance changes.
+pub(crate) fn migrate(view: &View<'_>) -> Phase {
+    let plan = &view.rollout().plan;
+    if plan.direction == Direction::Back {
+        return Phase::Over;
+    }
+    for (service, release) in &plan.targets {
+        let has_migration = view.world.services.get(service).is_some_and(|known| known.migrate.is_some());
+        if !has_migration || runs_everywhere(view, service, *release) {
+            continue;
+        }
+        if let Some(decision) = migration(view, service, *release) {
+            return Phase::Decided(decision);
+        }
+    }
+    Phase::Over
+}
+
+fn migration(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> Option<Decision> {
+    let in_flight = view.facts.iter().find(|facts| {
+        facts.instance.service == *service
+            && facts.in_flight.is_some_and(|in_flight| in_flight.action.verb() == Verb::Migrate)
+    });
+    if let Some(wait) = in_flight.and_then(Facts::in_flight_wait) {
+        return Some(Decision::Proceed { steps: Vec::new(), waits: vec![wait] });
+    }
+    let title = view.title(release);
+    match view.rollout().migrations.get(service) {
+        Some(MigrationState::Done) => None,
+        Some(MigrationState::Failed) => {
+            let failures = &view.rollout().failures;
+            let failure = failures.iter().rev().find(|failure| {
+                failure.action.verb() == Verb::Migrate && failure.action.instance().service == *service
+            });
+            let why = match failure {
+                Some(failure) => format!(
+                    "the migration of {title} failed on {}: {}",
+                    failure.action.instance(),
+                    failure.why
+                ),
+                None => format!("the migration of {title} failed"),
+            };
+            Some(Decision::Note(Note::TurnBack { why, bad: guilty(view) }))
+        }
+        _ if was_migrated(view, service, release) => None,
+        Some(MigrationState::Begun) => Some(Decision::Note(Note::Hold {
+            why: format!(
+                "the migration of {title} was begun and how it ended is not known; it is never run twice: look at the database, then abort"
+            ),
+        })),
+        None => Some(run_migration(view, service, release, &title)),
+    }
+}
+
+/// From the first host, in the order of the fleet file, that can be reached.
+fn run_migration(view: &View<'_>, service: &ServiceName, release: ReleaseId, title: &str) -> Decision {
+    let by_host: BTreeMap<&HostName, &Facts<'_>> = view
+        .facts
+        .iter()
+        .filter(|facts| facts.instance.service == *service && !facts.is_left_out)
+        .map(|facts| (&facts.instance.host, facts))
+        .collect();
+    let hosts = view.world.environment.hosts.get(service).into_iter().flatten();
+    let mut moves = Moves::default();
+    for facts in hosts.filter_map(|host| by_host.get(host)) {
+        let stand = match facts.in_flight_wait() {
+            Some(wait) => Stand::Wait(wait),
+            None => {
+                let action = Action::Migrate { instance: facts.instance.clone(), release };
+                let why = format!("the migration of {title} runs once, before the first switch");
+                agent_step(view, facts, action, why)
+            }
+        };
+        let is_reachable = facts.unreachable.is_none();
+        match stand {
+            Stand::Failed(why) if is_reachable => {
+                return Decision::Note(Note::TurnBack { why, bad: guilty(view) });
+            }
+            Stand::Failed(_) => {}
+            stand => take(&mut moves, stand),
+        }
+        if is_reachable {
+            return moves.proceed();
+        }
+    }
+    if moves.is_empty() {
+        let why = format!("no host can be reached to run the migration of {title}");
+        return Decision::Note(Note::TurnBack { why, bad: BTreeSet::new() });
+    }
+    moves.proceed()
+}
+
+/// Whether a host's ledger says that the migration of this release ran: it is never run again then, whichever rollout began
+/// it.
+fn was_migrated(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> bool {
+    view.facts.iter().filter(|facts| facts.instance.service == *service).any(|facts| {
+        facts.report.is_some_and(|report| {
+            report
+                .ledger
+                .history
+                .iter()
+                .any(|entry| entry.event == LedgerEvent::Migrated && entry.release == Some(release))
+        })
+    })
+}
+
+fn runs_everywhere(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> bool {
+    let baseline = &view.rollout().plan.baseline;
+    baseline
+        .iter()
+        .filter(|(instance, _)| instance.service == *service)
+        .all(|(_, before)| *before == Some(release))
+}
+
+/// Adds what an instance needs. Preparation never takes one out of service, so the floor is not asked.
+fn take(moves: &mut Moves, stand: Stand) {
+    match stand {
+        Stand::Step(step) | Stand::TakeOut(step) => moves.step(step.action, step.why),
+        Stand::Wait(wait) => moves.wait(wait),
+        Stand::Complete | Stand::Ready | Stand::Failed(_) => {}
+    }
+}

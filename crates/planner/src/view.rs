@@ -1,0 +1,238 @@
+//! The world arranged for one decision: what is known of each instance, looked up once.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::time::Duration;
+
+use greenlight_model::Timestamp;
+use greenlight_model::action::{Blame, Verb};
+use greenlight_model::decision::Wait;
+use greenlight_model::host::{Claim, InstanceReport};
+use greenlight_model::id::{Generation, HostName, Instance, ReleaseId, ServiceName};
+use greenlight_model::rollout::{Failure, Rollout};
+use greenlight_model::traffic::BalancerReport;
+use greenlight_model::world::{InFlight, Traffic, Unreachable, World};
+
+/// The world, arranged by instance.
+pub(crate) struct View<'a> {
+    pub(crate) world: &'a World,
+    /// Every instance of the plan, wave by wave.
+    pub(crate) facts: Vec<Facts<'a>>,
+    waves: Vec<Range<usize>>,
+    failures: BTreeMap<(&'a Instance, Verb), Vec<&'a Failure>>,
+    /// The hosts of each service of the plan in the fleet file.
+    pub(crate) hosts: BTreeMap<&'a ServiceName, HashSet<&'a HostName>>,
+}
+
+/// What is known of one instance.
+pub(crate) struct Facts<'a> {
+    pub(crate) instance: &'a Instance,
+    /// Its last report, which may be older than the loss of its host.
+    pub(crate) report: Option<&'a InstanceReport>,
+    /// Why it cannot be acted on through its host's agent, when it cannot.
+    pub(crate) unreachable: Option<Unreachable>,
+    pub(crate) traffic: Traffic,
+    pub(crate) serves: bool,
+    pub(crate) in_flight: Option<&'a InFlight>,
+    /// What it is to run now; none takes the service off the host.
+    pub(crate) release: Option<ReleaseId>,
+    /// Under which generation.
+    pub(crate) generation: Generation,
+    /// Whether this rollout has begun to switch it.
+    pub(crate) is_touched: bool,
+    pub(crate) is_left_out: bool,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn new(world: &'a World) -> Self {
+        let rollout = &world.rollout;
+        let hosts: BTreeMap<&ServiceName, HashSet<&HostName>> = rollout
+            .plan
+            .targets
+            .keys()
+            .map(|service| (service, world.environment.hosts.get(service).into_iter().flatten().collect()))
+            .collect();
+        let in_flight: HashMap<&Instance, &InFlight> =
+            world.in_flight.iter().map(|in_flight| (in_flight.action.instance(), in_flight)).collect();
+        let mut failures: BTreeMap<(&Instance, Verb), Vec<&Failure>> = BTreeMap::new();
+        for failure in &rollout.failures {
+            failures.entry((failure.action.instance(), failure.action.verb())).or_default().push(failure);
+        }
+        let mut facts = Vec::with_capacity(rollout.plan.baseline.len());
+        let mut waves = Vec::with_capacity(rollout.plan.waves.len());
+        for wave in &rollout.plan.waves {
+            let start = facts.len();
+            facts.extend(wave.instances.iter().map(|instance| {
+                let is_in_fleet =
+                    hosts.get(&instance.service).is_some_and(|hosts| hosts.contains(&instance.host));
+                Facts::new(world, instance, in_flight.get(instance).copied(), is_in_fleet)
+            }));
+            waves.push(start..facts.len());
+        }
+        Self { world, facts, waves, failures, hosts }
+    }
+
+    pub(crate) fn rollout(&self) -> &'a Rollout {
+        &self.world.rollout
+    }
+
+    /// The instances of one wave, by its index.
+    pub(crate) fn wave(&self, index: usize) -> &[Facts<'a>] {
+        self.waves.get(index).map_or(&[], |range| &self.facts[range.clone()])
+    }
+
+    /// Whether this rollout has changed anything that clients or hosts would notice. Staged bytes and claims are not such a
+    /// change.
+    pub(crate) fn has_changed(&self) -> bool {
+        let rollout = self.rollout();
+        !(rollout.touched.is_empty()
+            && rollout.drained_at.is_empty()
+            && rollout.admitted_at.is_empty()
+            && rollout.migrations.is_empty())
+    }
+
+    /// Why this kind of action is not tried again on the instance: it failed for good, or too often.
+    pub(crate) fn spent(&self, instance: &Instance, verb: Verb) -> Option<String> {
+        let failures = self.failures.get(&(instance, verb))?;
+        let retries = usize::try_from(self.world.environment.retries).unwrap_or(usize::MAX);
+        let failure = failures
+            .iter()
+            .find(|failure| failure.blame != Blame::Passing)
+            .or_else(|| failures.last().filter(|_| failures.len() > retries))?;
+        let tries = match failures.len() {
+            1 => String::new(),
+            count => format!(" ({count} times)"),
+        };
+        Some(format!("{verb} failed{tries}: {}", failure.why))
+    }
+
+    /// Why an activation failed in a way that a later good report does not mend.
+    pub(crate) fn refused(&self, instance: &Instance, verb: Verb) -> Option<String> {
+        let failures = self.failures.get(&(instance, verb))?;
+        let failure = failures.iter().find(|failure| failure.blame != Blame::Passing)?;
+        Some(format!("{verb} failed: {}", failure.why))
+    }
+
+    /// The first balancer of the instance's service that cannot be read or does not know it.
+    pub(crate) fn balancer_wait(&self, instance: &Instance) -> Option<Wait> {
+        let world = self.world;
+        world.environment.balancers.iter().enumerate().find_map(|(index, balancer)| {
+            if balancer.service != instance.service {
+                return None;
+            }
+            let why = match world.traffic.get(index) {
+                None => "it has not been read yet".to_owned(),
+                Some(BalancerReport::Unreachable { why }) => why.clone(),
+                Some(BalancerReport::Servers(servers)) if !servers.contains_key(&instance.host) => {
+                    format!("it has no server {}", balancer.server(&instance.host))
+                }
+                Some(BalancerReport::Servers(_)) => return None,
+            };
+            Some(Wait::Balancer { title: balancer.title(), why })
+        })
+    }
+
+    pub(crate) fn title(&self, release: ReleaseId) -> String {
+        self.world.title(release)
+    }
+}
+
+impl<'a> Facts<'a> {
+    fn new(
+        world: &'a World,
+        instance: &'a Instance,
+        in_flight: Option<&'a InFlight>,
+        is_in_fleet: bool,
+    ) -> Self {
+        let rollout = &world.rollout;
+        let observation = world.inventory.get(&instance.host);
+        let report = observation
+            .and_then(|observation| observation.report.as_ref())
+            .and_then(|(_, report)| report.instances.get(&instance.service));
+        let unreachable = if is_in_fleet {
+            observation.and_then(|observation| observation.unreachable.clone())
+        } else {
+            let why = format!("the fleet file no longer has it in {}", world.environment.name);
+            Some(Unreachable { since: rollout.started_at, why })
+        };
+        let traffic = traffic(world, instance);
+        let serves = is_in_fleet
+            && match &traffic {
+                Traffic::Known { admitted, up, .. } => *admitted && *up,
+                Traffic::Unknown { .. } => false,
+                Traffic::None => {
+                    unreachable.is_none() && report.is_some_and(|report| report.proven().is_some())
+                }
+            };
+        let is_left_out = rollout.left_out.contains_key(instance);
+        let (release, generation) = rollout.desired(instance);
+        let is_touched = rollout.touched.contains(instance);
+        Self {
+            instance,
+            report,
+            unreachable,
+            traffic,
+            serves,
+            in_flight,
+            release,
+            generation,
+            is_touched,
+            is_left_out,
+        }
+    }
+
+    /// The wait for the action that is under way on it.
+    pub(crate) fn in_flight_wait(&self) -> Option<Wait> {
+        self.in_flight.map(|in_flight| Wait::Action {
+            instance: self.instance.clone(),
+            verb: in_flight.action.verb(),
+            since: in_flight.since,
+        })
+    }
+
+    /// Whether the host's ledger, as last reported, has our claim. Its expiry is by the host's clock and is not judged
+    /// here: the controller renews, and the host itself refuses when it has run out.
+    pub(crate) fn is_claimed(&self, rollout: &Rollout) -> bool {
+        self.claim().is_some_and(|claim| claim.rollout == rollout.plan.id)
+    }
+
+    /// Somebody else's claim that has not run out.
+    pub(crate) fn foreign_claim(&self, world: &World) -> Option<&'a Claim> {
+        self.claim().filter(|claim| claim.rollout != world.rollout.plan.id && claim.expires_at > world.now)
+    }
+
+    /// Whether it runs `release` as far as the last report proves it. One that this rollout has begun to switch must
+    /// have done so under the wanted generation: a late message of an older one could still reach it otherwise.
+    pub(crate) fn runs(&self, release: ReleaseId) -> bool {
+        self.report.is_some_and(|report| {
+            report.proven() == Some(release)
+                && report.ledger.active == Some(release)
+                && (!self.is_touched || report.ledger.generation >= self.generation)
+        })
+    }
+
+    /// Whether the release it runs was confirmed.
+    pub(crate) fn is_confirmed(&self, release: ReleaseId) -> bool {
+        self.report.is_some_and(|report| {
+            report.ledger.last_good == Some(release)
+                && report.ledger.confirmed == Some(report.ledger.generation)
+        })
+    }
+
+    fn claim(&self) -> Option<&'a Claim> {
+        self.report.and_then(|report| report.ledger.claim.as_ref())
+    }
+}
+
+/// A moment after another; far beyond any rollout when it cannot be represented.
+pub(crate) fn later(moment: Timestamp, by: Duration) -> Timestamp {
+    moment.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+fn traffic(world: &World, instance: &Instance) -> Traffic {
+    let unread = world.environment.balancers.get(world.traffic.len()..).unwrap_or_default();
+    match unread.iter().find(|balancer| balancer.service == instance.service) {
+        Some(balancer) => Traffic::Unknown { why: format!("{} has not been read yet", balancer.title()) },
+        None => world.traffic(instance),
+    }
+}
