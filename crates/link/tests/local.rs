@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use std::time::Duration;
 use greenlight_link::connection::{CallError, Connection, ObjectSource, OpenOptions, StageProgress};
 use greenlight_link::frame::Encoding;
 use greenlight_link::message::{Reply, Request};
-use greenlight_model::fleet::LinkKind;
-use greenlight_model::id::ContentHash;
-use greenlight_model::manifest::Entry;
-use support::{PATIENCE, command, host, object, options, run, stage, text};
+use greenlight_model::fleet::{LinkKind, ManagerKind};
+use greenlight_model::host::{InstanceSpec, ReleaseMark};
+use greenlight_model::id::{ContentHash, ReleaseId};
+use greenlight_model::manifest::{Entry, Manifest};
+use support::{PATIENCE, command, host, options, run, text};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -69,13 +70,13 @@ async fn calls_run_beside_each_other() {
 #[tokio::test]
 async fn large_frames_and_many_events_arrive() {
     let connection = open().await;
-    let (_, reply) = run(&connection, &["large", "16777216"]).await;
-    assert!(matches!(reply.unwrap(), Reply::Output(text) if text.len() == 16 << 20));
+    let (_, reply) = run(&connection, &["large", "9000000"]).await;
+    assert!(matches!(reply.unwrap(), Reply::Output(text) if text.len() == 9_000_000));
     let (lines, _) = run(&connection, &["lines", "20000"]).await;
     assert_eq!(lines.len(), 20_000);
     assert_eq!(lines[19_999], "19999");
     // The same the other way round: a request as large as a manifest of many files.
-    let input = "y".repeat(8 << 20);
+    let input = "y".repeat(9_000_000);
     let request = Request::Socket { path: String::new(), input: input.clone(), timeout: PATIENCE };
     assert_eq!(connection.call(request, PATIENCE, |_| {}).await.unwrap(), Reply::Output(input));
 }
@@ -286,4 +287,43 @@ async fn a_stage_that_is_dropped_ends_its_data() {
     }
     assert_eq!(run(&connection, &["echo", "still"]).await.0, ["still"]);
     connection.close().await;
+}
+
+/// A release whose files are numbered, each of so many bytes; `commit` tells the test agent how to behave, and `label`
+/// is the socket on which it asks before it takes the next object.
+fn stage(files: u64, bytes: usize, commit: &str, label: &str) -> Request {
+    let entries = (0..files).map(|number| {
+        let hash = ContentHash::from_bytes(*blake3::hash(&object(number, bytes)).as_bytes());
+        let entry = Entry::File { size: bytes as u64, executable: false, hash, chunks: Vec::new() };
+        (format!("file{number}"), entry)
+    });
+    Request::Stage {
+        spec: InstanceSpec {
+            service: "web".parse().unwrap(),
+            environment: "test".parse().unwrap(),
+            host: host(),
+            root: "/nowhere".to_owned(),
+            manager: ManagerKind::Agent,
+            shared: Vec::new(),
+            prepare: Vec::new(),
+            processes: BTreeMap::new(),
+            profiles: BTreeMap::new(),
+            secrets: BTreeSet::new(),
+        },
+        release: ReleaseMark {
+            id: ReleaseId::from_bytes([1; 32]),
+            label: label.to_owned(),
+            commit: commit.to_owned(),
+        },
+        manifest: Manifest { entries: entries.collect() },
+        rollout: "test-1".parse().unwrap(),
+        secrets: BTreeMap::new(),
+    }
+}
+
+/// The content of a numbered file.
+fn object(number: u64, bytes: usize) -> Vec<u8> {
+    let mut content = number.to_be_bytes().to_vec();
+    content.resize(bytes.max(8), 0);
+    content
 }
