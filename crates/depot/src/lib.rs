@@ -1,1 +1,20 @@
 //! Builds releases, and places their bytes on a host.
+//!
+//! - [`manifest`]: reads a tree into a manifest, and derives ids from it.
+//! - [`host`]: the objects and releases of one service on a host.
+//!
+//! Guarantees: a name that is a hash always names those bytes; what is half-done is never visible; memory is bounded
+//! whatever a tree holds or a wire brings. Not in here: how objects travel (`link`), and when (`controller`, `agent`).
+
+mod check;
+mod disk;
+mod error;
+pub mod host;
+pub mod manifest;
+mod object;
+mod scan;
+#[cfg(test)]
+mod testing;
+
+pub use error::DepotError;
+pub use object::{EncodedObject, Encoding, OBJECT_BYTES_MAX, content_hash, decode};

@@ -1,0 +1,250 @@
+//! The host's side: the objects and releases of one service, under the service's root.
+//!
+//! ```text
+//! releases/ID/                    the tree of a release; its files are hard links to objects
+//! shared/                         outlives releases; nothing in here is touched
+//! .greenlight/objects/ab/HASH     a file's bytes, mode 0444; HASH.x is the same with mode 0555
+//! .greenlight/large/HASH          which chunks a large file consists of, so that they need not be kept apart
+//! .greenlight/staged/ID.json      the release is complete: written last; with ID.manifest.zst and ID.tree.zst
+//! .greenlight/tmp/                work under way
+//! ```
+//!
+//! Guarantees: a release's directory appears whole or not at all, and is on disk by then; a release counts as staged only
+//! when its marker exists; bytes are verified against their hash before they are named by it; a file that was changed
+//! in place is found by its time of change and never linked into another release; a manifest cannot reach outside
+//! its release; a full disk, a crash or a kill leaves nothing that counts, and the next [`HostDepot::open`] clears it away.
+//!
+//! Not guaranteed: that an application which may write to its release's files cannot damage the object behind them. They
+//! are read-only, and such a change is found, but after the fact. One service root is changed by one rollout at a time:
+//! the ledger's claim sees to that, not this module.
+
+mod changes;
+mod place;
+mod prune;
+mod receive;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use greenlight_model::host::ReleaseMark;
+use greenlight_model::id::{ContentHash, ReleaseId};
+use greenlight_model::manifest::Manifest;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{self, Workplace};
+use crate::error::{At, DepotError};
+use crate::object::{is_sealed, set_seal, size_of_stat};
+
+pub use changes::{CHANGES_MAX, ChangeKind, LocalChange};
+
+/// The objects and releases of one service on this host.
+#[derive(Debug)]
+pub struct HostDepot {
+    root: PathBuf,
+    objects: PathBuf,
+    /// The same, open, so that thousands of links do not each walk the path.
+    objects_directory: File,
+    workplace: Workplace,
+}
+
+/// What says that a release is complete.
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    mark: ReleaseMark,
+    /// The hash of the manifest, as [`crate::manifest::digest`] gives it.
+    manifest: ContentHash,
+}
+
+/// Subdirectories of `.greenlight/objects`, by the first two digits: a directory of a million names is slow on some
+/// file systems.
+const FAN_OUT_DIGITS: usize = 2;
+
+impl HostDepot {
+    /// Opens the depot of the service whose root (`/srv/web`) this is; creates what is not there, and clears away the
+    /// work of processes that were killed.
+    ///
+    /// # Errors
+    /// When a directory cannot be created or read.
+    pub fn open(service_root: &Path) -> Result<Self, DepotError> {
+        for (path, mode) in [("", 0o755), ("releases", 0o755), ("shared", 0o755), (".greenlight", 0o700)] {
+            disk::create_directory(&service_root.join(path), mode)?;
+        }
+        let own = service_root.join(".greenlight");
+        for path in ["objects", "large", "staged", "tmp"] {
+            disk::create_directory(&own.join(path), 0o700)?;
+        }
+        let objects = own.join("objects");
+        for number in 0..=u8::MAX {
+            disk::create_directory(&objects.join(format!("{number:02x}")), 0o700)?;
+        }
+        let objects_directory = File::open(&objects).at("open", &objects)?;
+        let workplace = Workplace::create(&own.join("tmp"))?;
+        Ok(Self { root: service_root.to_owned(), objects, objects_directory, workplace })
+    }
+
+    /// Where the tree of a release is, or will be.
+    #[must_use]
+    pub fn release_directory(&self, id: ReleaseId) -> PathBuf {
+        self.releases().join(id.to_string())
+    }
+
+    /// The releases that are complete here.
+    ///
+    /// # Errors
+    /// When the directory of markers cannot be read.
+    pub fn staged(&self) -> Result<BTreeSet<ReleaseId>, DepotError> {
+        let names = disk::names(&self.staged_directory())?;
+        let ids = names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok());
+        Ok(ids.filter(|id| self.release_directory(*id).is_dir()).collect())
+    }
+
+    /// The mark of a release that is complete here; none of any other.
+    ///
+    /// # Errors
+    /// When its marker cannot be read.
+    pub fn mark(&self, id: ReleaseId) -> Result<Option<ReleaseMark>, DepotError> {
+        Ok(self.marker(id)?.map(|marker| marker.mark))
+    }
+
+    /// The manifest of a release that is complete here; none of any other.
+    ///
+    /// # Errors
+    /// When its marker or its manifest cannot be read, or they do not belong together.
+    pub fn manifest(&self, id: ReleaseId) -> Result<Option<Manifest>, DepotError> {
+        let Some(marker) = self.marker(id)? else { return Ok(None) };
+        let path = self.document(id, "manifest.zst");
+        let unreadable = |why: &str| DepotError::Unreadable { path: path.clone(), why: why.to_owned() };
+        let manifest = disk::read_document(&path)?.ok_or_else(|| unreadable("it is gone"))?;
+        if crate::manifest::digest(&manifest) != marker.manifest {
+            return Err(unreadable("it is not the manifest that the release was staged with"));
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Says that a release is complete: placed by [`HostDepot::place`], and prepared in its directory. What its tree
+    /// consists of now is what [`HostDepot::local_changes`] compares with later. Idempotent.
+    ///
+    /// # Errors
+    /// When its tree is not there or cannot be read, or the marker cannot be written.
+    pub fn complete(&self, mark: &ReleaseMark, manifest: &Manifest) -> Result<(), DepotError> {
+        if self.is_staged(mark.id)? {
+            return Ok(());
+        }
+        let directory = self.release_directory(mark.id);
+        let tree = changes::look(&directory)?;
+        // What the preparation wrote must not be lost by a crash that the marker survives.
+        disk::sync_file_system(&directory)?;
+        disk::write_document(&self.document(mark.id, "manifest.zst"), manifest)?;
+        disk::write_document(&self.document(mark.id, "tree.zst"), &tree)?;
+        let marker = Marker { mark: mark.clone(), manifest: crate::manifest::digest(manifest) };
+        disk::write_document(&self.document(mark.id, "json"), &marker)
+    }
+
+    /// What the file system under the service's root has left for us, in bytes.
+    ///
+    /// # Errors
+    /// When the file system does not say.
+    pub fn free_bytes(&self) -> Result<u64, DepotError> {
+        let stat = rustix::fs::statvfs(&self.root).at("look at", &self.root)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn is_staged(&self, id: ReleaseId) -> Result<bool, DepotError> {
+        Ok(self.marker(id)?.is_some())
+    }
+
+    fn marker(&self, id: ReleaseId) -> Result<Option<Marker>, DepotError> {
+        if !self.release_directory(id).is_dir() {
+            return Ok(None);
+        }
+        disk::read_document(&self.document(id, "json"))
+    }
+
+    fn releases(&self) -> PathBuf {
+        self.root.join("releases")
+    }
+
+    fn staged_directory(&self) -> PathBuf {
+        self.root.join(".greenlight/staged")
+    }
+
+    fn large_directory(&self) -> PathBuf {
+        self.root.join(".greenlight/large")
+    }
+
+    fn document(&self, id: ReleaseId, extension: &str) -> PathBuf {
+        self.staged_directory().join(format!("{id}.{extension}"))
+    }
+
+    /// Whether an object of this name is there, sound. One that was changed is removed.
+    fn has(&self, name: &str, hash: ContentHash, size: u64) -> Result<bool, DepotError> {
+        let path = || self.objects.join(name);
+        let found = rustix::fs::statat(&self.objects_directory, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = match found {
+            Ok(stat) => stat,
+            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            Err(error) => return Err(error).at("look at", path()),
+        };
+        if is_file(&stat) && is_sealed(&stat, hash, size) {
+            return Ok(true);
+        }
+        // The time of change does not tell. The bytes do: a copied tree, or a `touch`, is no damage.
+        if is_file(&stat) && size_of_stat(&stat) == size && hash_of(&path())? == hash {
+            let file = File::open(path()).at("open", path())?;
+            set_seal(&file, hash, size).at("set the time of", path())?;
+            return Ok(true);
+        }
+        disk::remove_tree(&path())?;
+        Ok(false)
+    }
+
+    /// Gives a finished file of the work place its name among the objects.
+    fn put(
+        &self,
+        file: &File,
+        from: &Path,
+        name: &str,
+        hash: ContentHash,
+        size: u64,
+    ) -> Result<(), DepotError> {
+        let mode = if name.ends_with(EXECUTABLE) { 0o555 } else { 0o444 };
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode)).at("set the mode of", from)?;
+        set_seal(file, hash, size).at("set the time of", from)?;
+        fs::rename(from, self.objects.join(name)).at("put in place", from)
+    }
+
+    fn open_object(&self, name: &str) -> Result<Option<File>, DepotError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(self.objects_directory.as_fd(), name, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).at("open", self.objects.join(name)),
+        }
+    }
+}
+
+const EXECUTABLE: &str = ".x";
+
+/// The name of an object under `objects/`. A file's mode belongs to its inode, so what is executable in one place and
+/// not in another is two objects.
+fn object_name(hash: ContentHash, executable: bool) -> String {
+    let hash = hash.to_string();
+    let (fan_out, _) = hash.split_at(FAN_OUT_DIGITS);
+    format!("{fan_out}/{hash}{}", if executable { EXECUTABLE } else { "" })
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+fn hash_of(path: &Path) -> Result<ContentHash, DepotError> {
+    let mut hasher = blake3::Hasher::new();
+    File::open(path).and_then(|file| hasher.update_reader(file).map(drop)).at("read", path)?;
+    Ok(ContentHash::from_bytes(*hasher.finalize().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests;
