@@ -65,30 +65,20 @@ fn prune(view: &View<'_>, moves: &mut Moves) {
         let is_due = is_ours(view, facts)
             && !view.rollout().pruned.contains(facts.instance)
             && view.spent(facts.instance, Verb::Prune).is_none();
-        if let Some(keep) = kept(view, facts, &of_plan).filter(|_| is_due) {
+        if let Some(keep) = kept(facts, &of_plan).filter(|_| is_due) {
             let action = Action::Prune { instance: facts.instance.clone(), keep };
             moves.step(action, "releases that nothing needs any more are removed");
         }
     }
 }
 
-/// What stays on an instance, or nothing when there is nothing to remove: the releases of the plan, all that its ledger
-/// could go back to, and beyond those the latest ones, as many as the service keeps.
-fn kept(view: &View<'_>, facts: &Facts<'_>, of_plan: &BTreeSet<ReleaseId>) -> Option<BTreeSet<ReleaseId>> {
+/// What stays on an instance whatever else its host keeps, or nothing when there is nothing to remove: the releases of
+/// the plan and all that its ledger could go back to.
+fn kept(facts: &Facts<'_>, of_plan: &BTreeSet<ReleaseId>) -> Option<BTreeSet<ReleaseId>> {
     let report = facts.report?;
     let ledger = &report.ledger;
     let mut keep = of_plan.clone();
     keep.extend([ledger.active, ledger.previous, ledger.last_good].into_iter().flatten());
-    let service = view.world.services.get(&facts.instance.service);
-    let mut spare = service.map_or(0, |service| service.keep_releases);
-    for release in ledger.history.iter().rev().filter_map(|entry| entry.release) {
-        if spare == 0 {
-            break;
-        }
-        if report.staged.contains(&release) && keep.insert(release) {
-            spare -= 1;
-        }
-    }
     (!report.staged.is_subset(&keep)).then_some(keep)
 }
 

@@ -1,0 +1,360 @@
+//! The rules. Each is a function from the world and the action to a sentence, or to nothing when it has no objection.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use greenlight_model::Timestamp;
+use greenlight_model::action::{Action, Verb};
+use greenlight_model::host::LedgerEvent;
+use greenlight_model::id::{Instance, ReleaseId};
+use greenlight_model::rollout::Direction;
+use greenlight_model::world::{Light, Traffic, World};
+
+use crate::{Rule, Violation};
+
+type Check = fn(&World, &Action) -> Option<String>;
+
+/// In this order, because a later rule may take for granted what an earlier one has judged.
+const CHECKS: [(Rule, Check); 9] = [
+    (Rule::Ownership, ownership),
+    (Rule::Claim, claim),
+    (Rule::Migration, migration),
+    (Rule::Retention, retention),
+    (Rule::Gates, gates),
+    (Rule::Order, order),
+    (Rule::Fallback, fallback),
+    (Rule::Proof, proof),
+    (Rule::Capacity, capacity),
+];
+
+/// Permits an action in the world as it is.
+///
+/// # Errors
+/// The first rule that it would break, with a sentence for the operator.
+pub fn permit(world: &World, action: &Action) -> Result<(), Violation> {
+    for (rule, check) in CHECKS {
+        if let Some(sentence) = check(world, action) {
+            return Err(Violation { rule, sentence });
+        }
+    }
+    Ok(())
+}
+
+/// Rule 10.
+fn ownership(world: &World, action: &Action) -> Option<String> {
+    let instance = action.instance();
+    let plan = &world.rollout.plan;
+    if !plan.baseline.contains_key(instance) {
+        return Some(format!("{instance} is not part of rollout {}", plan.id));
+    }
+    let environment = &world.environment;
+    if !environment.host_settings.contains_key(&instance.host)
+        || !environment.hosts.contains_key(&instance.service)
+    {
+        return Some(format!("{instance} is no longer part of {}", environment.name));
+    }
+    None
+}
+
+/// Rule 2.
+fn claim(world: &World, action: &Action) -> Option<String> {
+    let instance = action.instance();
+    let other =
+        world.in_flight.iter().find(|begun| begun.action.instance() == instance && begun.action != *action);
+    if let Some(other) = other {
+        return Some(format!("{} is under way on {instance}", other.action.verb()));
+    }
+    let ledger = world.report(instance).map(|report| &report.ledger);
+    let held = ledger.and_then(|ledger| ledger.claim.as_ref());
+    let is_change = !matches!(action.verb(), Verb::Preflight | Verb::Unclaim);
+    if let Some(held) = held
+        && is_change
+        && held.rollout != world.rollout.plan.id
+        && held.expires_at > world.now
+    {
+        return Some(format!(
+            "{instance} is claimed by {} for rollout {} until {}",
+            held.holder, held.rollout, held.expires_at
+        ));
+    }
+    let (generation, release) = match action {
+        Action::Activate { generation, release, .. } => (*generation, Some(*release)),
+        Action::Deactivate { generation, .. } => (*generation, None),
+        _ => return None,
+    };
+    let (wanted, wanted_generation) = wanted(world, instance);
+    if generation != wanted_generation {
+        return Some(format!(
+            "generation {generation} is not the rollout's for {instance}, which is {wanted_generation}"
+        ));
+    }
+    if release != wanted {
+        let name = |release: Option<ReleaseId>| release.map_or("no release".to_owned(), |id| world.title(id));
+        return Some(format!(
+            "generation {generation} brings {} to {instance}, not {}",
+            name(wanted),
+            name(release)
+        ));
+    }
+    let seen = ledger.map(|ledger| ledger.generation)?;
+    (seen > generation)
+        .then(|| format!("the host of {instance} has seen generation {seen}, so {generation} is out of date"))
+}
+
+/// Rule 6.
+fn migration(world: &World, action: &Action) -> Option<String> {
+    let Action::Migrate { instance, release } = action else { return None };
+    let rollout = &world.rollout;
+    let service = &instance.service;
+    if rollout.plan.direction == Direction::Back || is_going_back(world, instance) {
+        return Some(format!("a migration of {service} never runs on the way back"));
+    }
+    if rollout.plan.targets.get(service) != Some(release) {
+        return Some(format!("{} is not what this rollout brings to {service}", world.title(*release)));
+    }
+    if rollout.migrations.contains_key(service) {
+        return Some(format!("the migration of {service} was begun before in this rollout"));
+    }
+    let migrates = |action: &Action| action.verb() == Verb::Migrate;
+    if let Some(other) = world.in_flight.iter().find(|begun| migrates(&begun.action)) {
+        return Some(format!("another migration is under way on {}", other.action.instance()));
+    }
+    let ran_on = world.environment.instances_of(service).find(|instance| {
+        world.report(instance).is_some_and(|report| {
+            let mut history = report.ledger.history.iter();
+            history.any(|entry| entry.event == LedgerEvent::Migrated && entry.release == Some(*release))
+        })
+    })?;
+    Some(format!("the migration of {} ran before, on {ran_on}", world.title(*release)))
+}
+
+/// Rule 8.
+fn retention(world: &World, action: &Action) -> Option<String> {
+    let instance = action.instance();
+    match action {
+        Action::Prune { keep, .. } => {
+            let Some(report) = world.report(instance) else {
+                return Some(format!("what {instance} could go back to is not known"));
+            };
+            let ledger = &report.ledger;
+            let plan = &world.rollout.plan;
+            let of_plan = plan.baseline.get(instance).copied().flatten();
+            let needed = [
+                (ledger.active, "it runs"),
+                (ledger.previous, "it ran before"),
+                (ledger.last_good, "was last good there"),
+                (plan.targets.get(&instance.service).copied(), "this rollout brings"),
+                (of_plan, "this rollout could go back to"),
+            ];
+            let (lost, what) = needed
+                .iter()
+                .find_map(|(release, what)| release.filter(|id| !keep.contains(id)).map(|id| (id, what)))?;
+            Some(format!("{} would be removed from {instance}, which {what}", world.title(lost)))
+        }
+        Action::Activate { release, .. } => {
+            let bad = world.releases.get(release).and_then(|facts| facts.bad.as_ref());
+            if let Some(why) = bad
+                && !is_going_back(world, instance)
+            {
+                return Some(format!("{} is marked bad: {why}", world.title(*release)));
+            }
+            let is_staged = world.report(instance).is_some_and(|report| report.staged.contains(release));
+            (!is_staged).then(|| format!("{} is not complete on {}", world.title(*release), instance.host))
+        }
+        _ => None,
+    }
+}
+
+/// Rule 4. Gates are for the beginning: what was begun under green lights may be finished.
+fn gates(world: &World, action: &Action) -> Option<String> {
+    let rollout = &world.rollout;
+    let has_begun = !rollout.touched.is_empty()
+        || !rollout.drained_at.is_empty()
+        || !rollout.admitted_at.is_empty()
+        || !rollout.migrations.is_empty();
+    if has_begun || !is_forward_change(world, action) {
+        return None;
+    }
+    world.gates.iter().find_map(|gate| match &gate.light {
+        Light::Green { .. } => None,
+        Light::Amber { why } => Some(format!("gate {} is amber: {why}", gate.name)),
+        Light::Red { why } => Some(format!("gate {} is red: {why}", gate.name)),
+    })
+}
+
+/// Rule 5.
+fn order(world: &World, action: &Action) -> Option<String> {
+    if !is_forward_change(world, action) || action.verb() == Verb::Migrate {
+        return None;
+    }
+    let instance = action.instance();
+    let waves = &world.rollout.plan.waves;
+    let Some(own) = waves.iter().position(|wave| wave.instances.contains(instance)) else {
+        return Some(format!("{instance} is in no wave of the rollout"));
+    };
+    for (index, wave) in waves[..own].iter().enumerate() {
+        let number = index + 1;
+        if !world.rollout.waves_proven.contains_key(&index) {
+            return Some(format!("{instance} is in wave {}, and wave {number} has not been proven", own + 1));
+        }
+        if let Some(broken) = wave.instances.iter().find(|earlier| !is_proven(world, earlier)) {
+            return Some(format!(
+                "{instance} is in wave {}, and {broken} of wave {number} does not prove its release",
+                own + 1
+            ));
+        }
+    }
+    None
+}
+
+/// Rule 7.
+fn fallback(world: &World, action: &Action) -> Option<String> {
+    if !is_forward_change(world, action) || action.verb() == Verb::Migrate {
+        return None;
+    }
+    let instance = action.instance();
+    let plan = &world.rollout.plan;
+    if world.environment.standby.contains(&instance.host) {
+        let mut active = plan.baseline.keys().filter(|other| {
+            other.service == instance.service && !world.environment.standby.contains(&other.host)
+        });
+        if let Some(other) = active.find(|other| !is_proven(world, other)) {
+            return Some(format!("{instance} is a standby, and {other} does not prove its release yet"));
+        }
+    }
+    let own = plan.waves.iter().position(|wave| wave.instances.contains(instance))?;
+    let after = plan.waves[own].after;
+    if own == 0 || after.is_zero() {
+        return None;
+    }
+    match world.rollout.waves_proven.get(&(own - 1)) {
+        None => Some(format!("{instance} is kept as the way back while wave {own} is not proven")),
+        Some(proven_at) => {
+            let until = plus(*proven_at, after);
+            (world.now < until).then(|| format!("{instance} is kept as the way back until {until}"))
+        }
+    }
+}
+
+/// Rule 3.
+fn proof(world: &World, action: &Action) -> Option<String> {
+    let Action::Admit { instance } = action else { return None };
+    let (wanted, generation) = wanted(world, instance);
+    let Some(wanted) = wanted else { return Some(format!("{instance} is to run nothing")) };
+    let Some(report) = world.report(instance) else { return Some(format!("{instance} has never reported")) };
+    if report.proven() != Some(wanted) {
+        let why = report.why_not_proven(wanted).unwrap_or_else(|| "it runs something else".to_owned());
+        return Some(format!("{instance} does not prove {}: {why}", world.title(wanted)));
+    }
+    let is_switched = world.rollout.touched.contains(instance);
+    (is_switched && report.ledger.generation < generation).then(|| {
+        format!(
+            "what {instance} proves is of generation {}, and generation {generation} was begun since",
+            report.ledger.generation
+        )
+    })
+}
+
+/// Rule 1.
+fn capacity(world: &World, action: &Action) -> Option<String> {
+    let instance = action.instance();
+    let is_drain = match action.verb() {
+        Verb::Drain => true,
+        Verb::Activate | Verb::Deactivate => false,
+        _ => return None,
+    };
+    let unread = world.environment.balancers.get(world.traffic.len()..).unwrap_or_default();
+    if let Some(balancer) = unread.iter().find(|balancer| balancer.service == instance.service) {
+        return Some(format!("{} has not been read", balancer.title()));
+    }
+    match world.traffic(instance) {
+        Traffic::Unknown { why } => {
+            return Some(format!("whether {instance} gets requests is not known: {why}"));
+        }
+        Traffic::Known { admitted: true, .. } if !is_drain => {
+            return Some(format!("{instance} still gets requests: it must be drained first"));
+        }
+        Traffic::Known { sessions, .. } if !is_drain && sessions > 0 => {
+            let Some(drained_at) = world.rollout.drained_at.get(instance) else {
+                return Some(format!(
+                    "{instance} has {sessions} sessions and was not drained by this rollout"
+                ));
+            };
+            let until = plus(*drained_at, world.environment.timeouts.drain);
+            if world.now < until {
+                return Some(format!("{instance} has {sessions} sessions, which may last until {until}"));
+            }
+        }
+        Traffic::Known { .. } | Traffic::None => {}
+    }
+    if !world.serves(instance) {
+        return None;
+    }
+    let service = &instance.service;
+    let leaving: BTreeSet<&Instance> = world
+        .in_flight
+        .iter()
+        .filter(|begun| matches!(begun.action.verb(), Verb::Drain | Verb::Activate | Verb::Deactivate))
+        .map(|begun| begun.action.instance())
+        .chain([instance])
+        .collect();
+    let others = world
+        .environment
+        .instances_of(service)
+        .filter(|other| !leaving.contains(other) && world.serves(other));
+    let remaining = others.count();
+    let floor = floor(world, instance);
+    (remaining < floor).then(|| {
+        format!(
+            "without {instance}, {remaining} instances of {service} would serve, and the floor is {floor}"
+        )
+    })
+}
+
+/// On the way back no more can be asked than what served before: where nothing ran, nothing has to go on running.
+fn floor(world: &World, instance: &Instance) -> usize {
+    let floor = world.floor(&instance.service);
+    if !is_going_back(world, instance) {
+        return floor;
+    }
+    let baseline = &world.rollout.plan.baseline;
+    let ran_nothing = world
+        .environment
+        .instances_of(&instance.service)
+        .filter(|other| baseline.get(other).is_some_and(Option::is_none))
+        .count();
+    let all = world.environment.hosts.get(&instance.service).map_or(0, Vec::len);
+    floor.min(all.saturating_sub(ran_nothing))
+}
+
+/// Whether an instance of an earlier wave still is what the wave was to make of it.
+fn is_proven(world: &World, instance: &Instance) -> bool {
+    if is_going_back(world, instance) {
+        return true;
+    }
+    let target = world.rollout.plan.targets.get(&instance.service);
+    world.report(instance).and_then(|report| report.proven()).as_ref() == target
+}
+
+fn is_forward_change(world: &World, action: &Action) -> bool {
+    matches!(action.verb(), Verb::Drain | Verb::Activate | Verb::Deactivate | Verb::Migrate)
+        && !is_going_back(world, action.instance())
+}
+
+fn is_going_back(world: &World, instance: &Instance) -> bool {
+    world.rollout.goes_back(instance)
+}
+
+/// What the rollout wants of an instance now, and the generation that stands for it.
+fn wanted(world: &World, instance: &Instance) -> (Option<ReleaseId>, greenlight_model::id::Generation) {
+    let plan = &world.rollout.plan;
+    if is_going_back(world, instance) {
+        (plan.baseline.get(instance).copied().flatten(), plan.generation.next())
+    } else {
+        (plan.targets.get(&instance.service).copied(), plan.generation)
+    }
+}
+
+fn plus(moment: Timestamp, by: Duration) -> Timestamp {
+    moment.checked_add(by).unwrap_or(Timestamp::MAX)
+}
