@@ -98,6 +98,8 @@ pub struct Limits {
     /// How long an idle connection to a backend is kept. Shorter than the shortest keep-alive time usual among
     /// application servers (2 s), so that the backend rarely closes it under a request.
     pub idle_timeout: Duration,
+    /// How long [`crate::run_until`] lets requests in flight finish when it is told to end.
+    pub shutdown_timeout: Duration,
     /// How long an upgraded connection may be silent in both directions.
     pub tunnel_timeout: Duration,
 }
@@ -114,6 +116,7 @@ impl Default for Limits {
             answer_timeout: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_millis(1500),
+            shutdown_timeout: Duration::from_secs(30),
             tunnel_timeout: Duration::from_secs(3600),
         }
     }

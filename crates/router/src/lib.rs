@@ -1,1 +1,60 @@
-//! The built-in data plane: an HTTP router in front of the releases.
+//! The built-in data plane: an HTTP/1.1 router in front of the releases.
+//!
+//! hyper's server in front, a lean HTTP/1 client of our own towards the backends, one single-threaded runtime per core
+//! with a listener of its own (`SO_REUSEPORT`) and connection pools without locks.
+//!
+//! # What it guarantees
+//! - A change of the state is in force on every core before it is acknowledged, and no connection is dropped for it.
+//!   Generations only rise: an older one is refused, and so is the same one with other content.
+//! - A draining backend gets no new request; those in flight finish and are counted as its sessions.
+//! - A request is sent a second time only when it cannot have been processed: the connection could not be opened, or an
+//!   idle connection was closed under it before a byte of an answer, and the request is idempotent (or not a byte of it
+//!   had left) and nothing of its body had been read.
+//! - Requests whose framing two servers could read differently are refused with 400, and the connection is closed.
+//! - Bodies stream both ways with backpressure. Every queue, size and wait has a limit.
+//! - The access log never holds a request back, and holds neither queries nor headers but the request id.
+//!
+//! # What it does not do
+//! - No TLS and no HTTP/2 yet. Trailers and informational answers (1xx) end here. `Expect: 100-continue` is answered
+//!   here. Upgrades are passed on for WebSocket only; any other `Upgrade` line is dropped and the request is an ordinary
+//!   one.
+//! - A client that closes its sending side is taken to have gone away.
+//! - It does not keep its state over a restart: whoever starts it gives it one.
+//!
+//! # Where to start reading
+//! [`Router::start`] in `router`, then `authority` (the state), `worker` (a core), `proxy` (a request), `exchange` (a
+//! request at a backend), `wire` (what is refused).
+
+mod access_log;
+mod answer;
+mod authority;
+mod balance;
+mod body;
+mod client;
+mod config;
+mod control;
+mod exchange;
+mod headers;
+mod health;
+mod pool;
+mod protocol;
+mod proxy;
+mod request;
+mod router;
+mod state;
+mod watch;
+mod wire;
+mod worker;
+
+pub use client::{RouterClient, RouterClientError};
+pub use config::{
+    HealthSettings, LISTEN_BACKLOG, Limits, MAX_ANSWER_HEAD_BYTES, MAX_ATTEMPTS, MAX_HEADERS,
+    MAX_INFORMATIONAL_ANSWERS, MAX_REQUEST_HEAD_BYTES, MAX_WORKERS, READ_BUFFER_BYTES, RouterConfig,
+};
+pub use protocol::{ControlError, ControlErrorKind};
+pub use router::{Router, RouterError, RouterHandle, ShutdownReport, run_until};
+pub use state::{
+    BackendChange, BackendSpec, BackendState, BackendStatus, Health, MAX_BACKENDS, MAX_HEALTH_DETAIL_BYTES,
+    MAX_HEALTH_PATH_BYTES, MAX_NAME_BYTES, MAX_RELEASE_BYTES, MAX_WEIGHT, RouterSnapshot, RouterState,
+    StateError,
+};

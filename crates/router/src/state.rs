@@ -13,7 +13,9 @@ pub const MAX_NAME_BYTES: usize = 128;
 /// Longest release label, in bytes. It is printed in every access log line.
 pub const MAX_RELEASE_BYTES: usize = 256;
 /// Longest health path, in bytes.
-pub const MAX_HEALTH_PATH_BYTES: usize = 1024;
+pub const MAX_HEALTH_PATH_BYTES: usize = 512;
+/// Longest reason for a backend being down, in bytes; it is cut there.
+pub const MAX_HEALTH_DETAIL_BYTES: usize = 256;
 /// Largest weight. The sum over [`MAX_BACKENDS`] stays far inside 64 bits.
 pub const MAX_WEIGHT: u32 = 1_000_000;
 
@@ -122,7 +124,6 @@ pub struct RouterSnapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendStatus {
     /// The specification in force.
-    #[serde(flatten)]
     pub spec: BackendSpec,
     /// What the checks say.
     pub health: Health,
@@ -211,7 +212,9 @@ impl RouterState {
             if let Some(release) = &backend.release
                 && !is_label(release, MAX_RELEASE_BYTES)
             {
-                return fail(format!("a release is 1 to {MAX_RELEASE_BYTES} bytes without control characters"));
+                return fail(format!(
+                    "a release is 1 to {MAX_RELEASE_BYTES} bytes without control characters"
+                ));
             }
             if let Some(path) = &backend.health
                 && !(path.starts_with('/')
@@ -324,7 +327,8 @@ mod tests {
 
     #[test]
     fn what_is_not_legal_is_refused() {
-        let cases: [(&str, fn(&mut BackendSpec)); 8] = [
+        type Spoil = fn(&mut BackendSpec);
+        let cases: [(&str, Spoil); 8] = [
             ("empty name", |b| b.name = String::new()),
             ("control character", |b| b.name = "a\nb".to_owned()),
             ("long name", |b| b.name = "a".repeat(MAX_NAME_BYTES + 1)),

@@ -1,0 +1,266 @@
+//! What happens to one request: checked, given to a backend, moved to another where that is safe, answered.
+//!
+//! A request is moved only when it cannot have been processed: the connection could not be opened, or an idle
+//! connection turned out to have been closed (see [`Exchange::into_retry`]). Everything else is answered as it is.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, StatusCode};
+use tokio::net::TcpStream;
+
+use crate::balance::Entry;
+use crate::body::{AnswerBody, Record};
+use crate::config::MAX_ATTEMPTS;
+use crate::exchange::{Exchange, ExchangeError, RequestBody, Session};
+use crate::request::{
+    Checked, Framing, Origin, Refusal, RequestId, check, is_idempotent, is_websocket, write_head,
+};
+use crate::watch::{Phase, Watch};
+use crate::wire::Findings;
+use crate::worker::Worker;
+
+/// Request bodies up to this size are read and thrown away to keep the connection, when no backend wants them.
+const DISCARD_BYTES: usize = 64 * 1024;
+/// When a client may ask again after a 503, in seconds: a check interval.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// What the requests of one client connection have in common.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) watch: Rc<Watch>,
+    pub(crate) findings: Rc<Findings>,
+    /// The client's address as text.
+    pub(crate) peer: String,
+    /// Set when an answer of 101 was given.
+    pub(crate) tunnel: RefCell<Option<Tunnel>>,
+}
+
+/// The backend's side of an upgraded connection. The session and the record last as long as it does.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) stream: TcpStream,
+    /// What the backend sent behind its answer.
+    pub(crate) first: Bytes,
+    pub(crate) _session: Session,
+    pub(crate) _record: Record,
+}
+
+/// Answers one request.
+pub(crate) async fn serve(
+    client: Rc<Client>,
+    request: Request<Incoming>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    let worker = &client.worker;
+    client.watch.enter(Phase::Handling);
+    let (parts, body) = request.into_parts();
+    let request_id = RequestId::choose(&parts.headers, || {
+        u128::from(worker.random.next()) << 64 | u128::from(worker.random.next())
+    });
+    let record = Record::begin(worker, &client.watch, &parts.method, &parts.uri, request_id);
+    let limit = worker.limits.max_body_bytes;
+    let checked = client
+        .findings
+        .next()
+        .map_err(Refusal::from)
+        .and_then(|()| check(&parts, &body, &client.findings, limit));
+    let answer = match checked {
+        Ok(checked) => {
+            let body = match checked.framing {
+                Framing::None | Framing::Length(0) => None,
+                Framing::Length(_) => Some(RequestBody::new(body, false, limit)),
+                Framing::Chunked => Some(RequestBody::new(body, true, limit)),
+            };
+            route(&client, &parts, checked, body, record).await
+        }
+        Err(refusal) => {
+            worker.counts.refused.fetch_add(1, Relaxed);
+            closing(plain(refusal.status(), &refusal.to_string(), record))
+        }
+    };
+    client.watch.enter(if client.tunnel.borrow().is_some() { Phase::Tunnel } else { Phase::Answering });
+    Ok(answer)
+}
+
+/// Gives the request to backends until one answers, or none is left.
+async fn route(
+    client: &Client,
+    parts: &Parts,
+    checked: Checked,
+    mut body: Option<RequestBody>,
+    mut record: Record,
+) -> Response<AnswerBody> {
+    let worker = &client.worker;
+    let idempotent = is_idempotent(&parts.method);
+    // A backend whose connection could not be opened is not asked again; one that closed an idle connection is, once,
+    // over a new one.
+    let mut unreachable: Vec<Rc<Entry>> = Vec::new();
+    let mut again: Option<Rc<Entry>> = None;
+    for _ in 0..MAX_ATTEMPTS {
+        let again_here = again.take().filter(|entry| entry.pool.is_open());
+        let pooled_is_fine = again_here.is_none();
+        let chosen = again_here.or_else(|| worker.choose(&unreachable));
+        let Some(entry) = chosen else { break };
+        let session = Session::begin(worker, Rc::clone(&entry));
+        // A request that must not be sent twice asks the kernel whether the connection still stands.
+        let pooled = if pooled_is_fine { entry.pool.take(!idempotent || body.is_some()) } else { None };
+        let reused = pooled.is_some();
+        let stream = match pooled {
+            Some(stream) => stream,
+            None => match connect(worker, &session).await {
+                Ok(stream) => stream,
+                Err(_) => {
+                    session.slot().retries.fetch_add(1, Relaxed);
+                    record.retried += 1;
+                    unreachable.push(entry);
+                    continue;
+                }
+            },
+        };
+        record.sent_to(&session);
+        client.watch.touch();
+        let mut exchange = {
+            let mut head = worker.head_buffer.borrow_mut();
+            head.clear();
+            let trusted = worker.trust_forwarded;
+            let origin = Origin { peer: &client.peer, trusted, id: &record.request_id };
+            write_head(&mut head, parts, checked, &origin, entry.backend.address);
+            Exchange::begin(stream, reused, session, &head, body.take())
+        };
+        let mut informational = 0;
+        let answered = poll_fn(|cx| {
+            exchange.poll_answer(cx, &client.watch, &parts.method, checked.upgrading, &mut informational)
+        })
+        .await;
+        match answered {
+            Ok(head) => {
+                if head.status.is_server_error() {
+                    exchange.session().slot().answers_5xx.fetch_add(1, Relaxed);
+                }
+                record.status = head.status.as_u16();
+                let mut answer = Response::new(());
+                *answer.status_mut() = head.status;
+                *answer.headers_mut() = head.headers;
+                if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                    return upgraded(client, answer, head.upgrade, exchange, record);
+                }
+                // An error that comes early ends the connection: the rest of the body is for nobody. An early success is
+                // a conversation in both directions, and the request may well end in order.
+                let unread = exchange.has_unread_body()
+                    && (head.status.is_client_error() || head.status.is_server_error());
+                let answer = match exchange.first_piece() {
+                    Ok(first) => {
+                        let body = AnswerBody::of(exchange, first, &client.watch, record);
+                        answer.map(|()| body)
+                    }
+                    Err(fault) => {
+                        exchange.session().slot().errors.fetch_add(1, Relaxed);
+                        failed(&fault.into(), record)
+                    }
+                };
+                return if unread { closing(answer) } else { answer };
+            }
+            Err(error) => {
+                let slot = entry.backend.slot(worker.index);
+                let unread = exchange.has_unread_body();
+                let Some(unsent) = exchange.into_retry(&error, idempotent) else {
+                    slot.errors.fetch_add(u64::from(error.is_of_backend()), Relaxed);
+                    let answer = failed(&error, record);
+                    return if unread { closing(answer) } else { answer };
+                };
+                // The backend never saw it.
+                slot.requests.fetch_sub(1, Relaxed);
+                slot.retries.fetch_add(1, Relaxed);
+                record.retried += 1;
+                body = unsent;
+                again = Some(Rc::clone(&entry));
+            }
+        }
+    }
+    worker.counts.unrouted.fetch_add(1, Relaxed);
+    let whole = match body {
+        Some(body) => body.discard(DISCARD_BYTES, &client.watch).await,
+        None => true,
+    };
+    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "no backend can take this request now", record);
+    answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    if whole { answer } else { closing(answer) }
+}
+
+async fn connect(worker: &Worker, session: &Session) -> io::Result<TcpStream> {
+    let backend = &session.entry.backend;
+    let connected = tokio::time::timeout(worker.limits.connect_timeout, TcpStream::connect(backend.address))
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no connection in time")))
+        .and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    match &connected {
+        Ok(_) => backend.connected(),
+        Err(error) => {
+            session.slot().connect_failures.fetch_add(1, Relaxed);
+            backend.connect_failed(worker.fall, &error.to_string());
+        }
+    }
+    connected
+}
+
+/// Passes a 101 on and leaves the backend's side for the connection's task, which joins both.
+fn upgraded(
+    client: &Client,
+    mut answer: Response<()>,
+    protocol: Option<HeaderValue>,
+    exchange: Exchange,
+    record: Record,
+) -> Response<AnswerBody> {
+    let Some(protocol) = protocol.filter(is_websocket) else {
+        exchange.session().slot().errors.fetch_add(1, Relaxed);
+        return plain(
+            StatusCode::BAD_GATEWAY,
+            "the backend switched to another protocol than was asked for",
+            record,
+        );
+    };
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    answer.headers_mut().insert(header::UPGRADE, protocol);
+    let (stream, first, session) = exchange.into_tunnel();
+    client.tunnel.replace(Some(Tunnel { stream, first, _session: session, _record: record }));
+    answer.map(|()| AnswerBody::empty(None))
+}
+
+/// The answer when a backend, or the client within its body, failed.
+fn failed(error: &ExchangeError, record: Record) -> Response<AnswerBody> {
+    let status = match error {
+        ExchangeError::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+        ExchangeError::RequestBody(_) => StatusCode::BAD_REQUEST,
+        ExchangeError::RequestBodyTooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        ExchangeError::ClosedBeforeAnswer | ExchangeError::Broken(_) | ExchangeError::Answer(_) => {
+            StatusCode::BAD_GATEWAY
+        }
+    };
+    plain(status, &error.to_string(), record)
+}
+
+/// The last answer of its connection: behind it lies what was not read, or cannot be trusted.
+fn closing(mut answer: Response<AnswerBody>) -> Response<AnswerBody> {
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
+/// A short answer of our own. It names no backend: that is in the access log.
+fn plain(status: StatusCode, text: &str, mut record: Record) -> Response<AnswerBody> {
+    record.status = status.as_u16();
+    let mut answer = Response::new(AnswerBody::whole(Bytes::from(format!("{status}: {text}\n")), record));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}

@@ -1,0 +1,317 @@
+//! One core's share of the router: a thread with a single-threaded runtime, a listener of its own, and everything a
+//! request needs without a lock.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::net::TcpListener as BoundListener;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::access_log::{LogSender, WorkerLog};
+use crate::balance::{Entry, Random, Table, TableSpec};
+use crate::config::{Limits, MAX_REQUEST_HEAD_BYTES, RouterConfig};
+use crate::proxy::{Client, Tunnel, serve};
+use crate::watch::{Clock, Phase, TICK, Watch, Watches};
+use crate::wire::CheckedStream;
+
+/// How long accepting pauses when the process is out of descriptors: nothing signals that one is free again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// After an answer that ends the connection while the client still sends, this much is read and thrown away, so that
+/// the answer is not lost to a reset.
+const LINGER_BYTES: usize = 1024 * 1024;
+/// And for this long.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum WorkerCommand {
+    /// Use this table from now on; then answer.
+    Apply { table: Arc<TableSpec>, applied: oneshot::Sender<()> },
+    /// Accept no more, finish what is in flight within the time; then end, and say how many connections were cut.
+    Stop { within: Duration, stopped: oneshot::Sender<u64> },
+}
+
+/// Counters of one worker that belong to no backend.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct WorkerCounts {
+    pub(crate) connections: AtomicU64,
+    pub(crate) unrouted: AtomicU64,
+    pub(crate) refused: AtomicU64,
+}
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub(crate) struct WorkerSetup {
+    pub(crate) index: usize,
+    pub(crate) workers: usize,
+    pub(crate) listener: BoundListener,
+    pub(crate) config: Arc<RouterConfig>,
+    pub(crate) log: Option<LogSender>,
+    pub(crate) counts: Arc<WorkerCounts>,
+    pub(crate) commands: mpsc::Receiver<WorkerCommand>,
+}
+
+/// What the requests of one core share.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) index: usize,
+    pub(crate) limits: Rc<Limits>,
+    pub(crate) fall: u32,
+    pub(crate) trust_forwarded: bool,
+    pub(crate) clock: Rc<Clock>,
+    pub(crate) random: Random,
+    pub(crate) log: WorkerLog,
+    pub(crate) counts: Arc<WorkerCounts>,
+    /// See [`crate::exchange`]: all answers are read into this and split off.
+    pub(crate) read_buffer: RefCell<BytesMut>,
+    /// Request heads are written here one at a time.
+    pub(crate) head_buffer: RefCell<Vec<u8>>,
+    table: RefCell<Table>,
+    watches: Watches,
+    open: Cell<usize>,
+    max_open: usize,
+    /// A connection was closed.
+    closed_one: Notify,
+    stopping: Cell<bool>,
+}
+
+impl Worker {
+    /// A backend for the next attempt.
+    pub(crate) fn choose(&self, tried: &[Rc<Entry>]) -> Option<Rc<Entry>> {
+        self.table.borrow().choose(&self.random, tried).cloned()
+    }
+
+    fn apply(&self, spec: &TableSpec) {
+        let next = self.table.borrow().next(spec, self.limits.max_idle_per_backend);
+        self.table.replace(next);
+    }
+}
+
+/// Runs a worker until it is stopped, or its commands end. `ready` hears whether it could begin.
+pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::Result<()>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build_local(tokio::runtime::LocalOptions::default());
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    runtime.block_on(async {
+        let WorkerSetup { index, workers, listener, config, log, counts, mut commands } = setup;
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        let worker = Rc::new(Worker {
+            index,
+            limits: Rc::new(config.limits.clone()),
+            fall: config.health.fall,
+            trust_forwarded: config.trust_forwarded,
+            clock: Rc::new(Clock::new()),
+            random: Random::seeded(),
+            log: WorkerLog::new(log),
+            counts,
+            read_buffer: RefCell::default(),
+            head_buffer: RefCell::default(),
+            table: RefCell::default(),
+            watches: Watches::default(),
+            open: Cell::new(0),
+            max_open: config.limits.max_connections.div_ceil(workers).max(1),
+            closed_one: Notify::new(),
+            stopping: Cell::new(false),
+        });
+        let ticking = tokio::task::spawn_local(tick(Rc::clone(&worker)));
+        // Clients are let in with the first table: before it, every request would be refused.
+        let mut listener = Some(listener);
+        let mut accepting = None;
+        drop(ready.send(Ok(())));
+        let mut stop = None;
+        while let Some(command) = commands.recv().await {
+            match command {
+                WorkerCommand::Apply { table, applied } => {
+                    worker.apply(&table);
+                    if let Some(listener) = listener.take() {
+                        accepting = Some(tokio::task::spawn_local(accept(Rc::clone(&worker), listener)));
+                    }
+                    let _ = applied.send(());
+                }
+                WorkerCommand::Stop { within, stopped } => {
+                    stop = Some((within, stopped));
+                    break;
+                }
+            }
+        }
+        if let Some(accepting) = accepting {
+            accepting.abort();
+        }
+        worker.stopping.set(true);
+        worker.watches.wake_all();
+        if let Some((within, stopped)) = stop {
+            let all_closed = async {
+                while worker.open.get() > 0 {
+                    worker.closed_one.notified().await;
+                }
+            };
+            // What is left after the time is cut and reported.
+            let left = timeout(within, all_closed).await.map_or(worker.open.get() as u64, |()| 0);
+            let _ = stopped.send(left);
+        }
+        ticking.abort();
+    });
+}
+
+async fn tick(worker: Rc<Worker>) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        worker.clock.tick();
+        worker.watches.wake_overdue();
+        worker.table.borrow().close_idle(worker.clock.now().saturating_sub(worker.limits.idle_timeout));
+        worker.log.flush();
+    }
+}
+
+async fn accept(worker: Rc<Worker>, listener: TcpListener) {
+    loop {
+        while worker.open.get() >= worker.max_open {
+            worker.closed_one.notified().await;
+        }
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let open = OpenConnection::new(&worker);
+                let peer = peer.ip().to_canonical().to_string();
+                tokio::task::spawn_local(async move {
+                    connection(&open.worker, stream, peer).await;
+                });
+            }
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct OpenConnection {
+    worker: Rc<Worker>,
+}
+
+impl OpenConnection {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.open.set(worker.open.get() + 1);
+        worker.counts.connections.fetch_add(1, Relaxed);
+        Self { worker: Rc::clone(worker) }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.worker.open.set(self.worker.open.get() - 1);
+        self.worker.counts.connections.fetch_sub(1, Relaxed);
+        self.worker.closed_one.notify_one();
+    }
+}
+
+/// Serves one client connection to its end.
+async fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: String) {
+    if stream.set_nodelay(true).is_err() {
+        // The client is gone already.
+        return;
+    }
+    let watch = Rc::new(Watch::new(Rc::clone(&worker.clock), Rc::clone(&worker.limits)));
+    worker.watches.add(&watch);
+    let (stream, findings) = CheckedStream::new(stream, Rc::clone(&watch));
+    let client = Rc::new(Client {
+        worker: Rc::clone(worker),
+        watch: Rc::clone(&watch),
+        findings: Rc::clone(&findings),
+        peer,
+        tunnel: RefCell::new(None),
+    });
+    let service = {
+        let client = Rc::clone(&client);
+        service_fn(move |request| serve(Rc::clone(&client), request))
+    };
+    let mut http = http1::Builder::new()
+        .max_buf_size(MAX_REQUEST_HEAD_BYTES)
+        .max_header_size(MAX_REQUEST_HEAD_BYTES)
+        // Deadlines are the watch's.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut told_to_end = false;
+    let ended = poll_fn(|cx| {
+        watch.register(cx);
+        if worker.stopping.get() && !told_to_end {
+            told_to_end = true;
+            Pin::new(&mut http).graceful_shutdown();
+        }
+        match Pin::new(&mut http).poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            // While a request is handled the service answers 504 itself; the rest is cut.
+            Poll::Pending if watch.must_be_cut() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    // A client that breaks the connection or the protocol is not an event of ours.
+    let Some(Ok(())) = ended else { return };
+    let tunnel = client.tunnel.take();
+    let parts = http.into_parts();
+    let mut stream = parts.io.into_inner();
+    match tunnel {
+        Some(tunnel) => join(&watch, stream, tunnel, parts.read_buf).await,
+        None if !findings.whole() => linger(&mut stream).await,
+        None => {}
+    }
+}
+
+/// Carries bytes both ways between an upgraded client and its backend, until both have ended or nothing moves.
+async fn join(watch: &Watch, mut client: CheckedStream, mut tunnel: Tunnel, from_client: Bytes) {
+    watch.enter(Phase::Tunnel);
+    client.stop_following();
+    let mut carrying = std::pin::pin!(async {
+        tunnel.stream.write_all(&from_client).await?;
+        client.write_all(&tunnel.first).await?;
+        copy_bidirectional(&mut client, &mut tunnel.stream).await
+    });
+    // Either end may break off; both are then closed, which is all there is to say.
+    poll_fn(|cx| {
+        watch.register(cx);
+        match carrying.as_mut().poll(cx) {
+            Poll::Pending if !watch.is_over() => Poll::Pending,
+            Poll::Pending | Poll::Ready(_) => Poll::Ready(()),
+        }
+    })
+    .await;
+}
+
+/// Reads on for a moment behind a final answer, see [`LINGER_BYTES`].
+async fn linger(stream: &mut CheckedStream) {
+    stream.stop_following();
+    let mut rubbish = vec![0; 16 * 1024];
+    let reading = async {
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match stream.read(&mut rubbish).await {
+                Ok(0) | Err(_) => return,
+                Ok(count) => left = left.saturating_sub(count),
+            }
+        }
+    };
+    // Whether the client stopped sending or the time is up: the connection is closed.
+    drop(timeout(LINGER, reading).await);
+}
