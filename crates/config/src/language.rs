@@ -26,7 +26,7 @@ table! {
     /// A fleet: what is released (services), where (environments) and where secret values come from.
     FleetFile, "the fleet file", {
         /// What is released: code or configuration with its processes, by name.
-        service [required]: Map<ServiceName, Service> = "{ web = { process = {} } }",
+        service [required]: Map<ServiceName, Service> = "{ web = { build = [\"make\"] } }",
         /// Where it runs: dev, staging, production …, by name.
         environment: Map<EnvironmentName, Environment> = "{ production = { hosts = { web = [\"web1\"] } } }",
         /// Where the values of secrets come from, by the variable under which processes read them.

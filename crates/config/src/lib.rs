@@ -18,6 +18,9 @@ mod range;
 mod read;
 mod text;
 
+#[cfg(test)]
+mod tests;
+
 use greenlight_model::fleet::Fleet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
