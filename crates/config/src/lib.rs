@@ -48,15 +48,7 @@ pub struct Parsed {
 ///
 /// # Errors
 /// All errors of the text, in its order, each once; never empty.
-pub fn parse(text: &str) -> Result<Fleet, Vec<Problem>> {
-    parse_with_warnings(text).map(|parsed| parsed.fleet)
-}
-
-/// Reads a fleet file, with warnings.
-///
-/// # Errors
-/// Those of [`parse`].
-pub fn parse_with_warnings(text: &str) -> Result<Parsed, Vec<Problem>> {
+pub fn parse(text: &str) -> Result<Parsed, Vec<Problem>> {
     let mut problems = Problems::default();
     let fleet = read_fleet(text, &mut problems);
     let (errors, warnings) = problems.finish(text);

@@ -16,7 +16,7 @@ use crate::language::{
 };
 use crate::problem::Problems;
 use crate::read::{Example, Node, Table};
-use crate::{parse, parse_with_warnings, schema};
+use crate::{parse, schema};
 
 /// Every key of the language, used once.
 const EVERYTHING: &str = include_str!("../tests/everything.toml");
@@ -73,7 +73,7 @@ fn every_key_is_accepted_with_its_own_example() {
 
 #[test]
 fn everything_is_read() {
-    let parsed = parse_with_warnings(EVERYTHING).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let parsed = parse(EVERYTHING).unwrap_or_else(|problems| panic!("{problems:#?}"));
     assert_eq!(parsed.warnings, []);
     assert!(validator(&schema()).is_valid(&as_json(EVERYTHING)));
 
@@ -146,7 +146,8 @@ fn the_rest_has_defaults() {
     let fleet = parse(
         "[service.web.process.web]\nrun = \"bin/web\"\n[environment.production]\nhosts.web = [\"web1\"]\nstrategy = \"halves\"\n",
     )
-    .unwrap();
+    .unwrap()
+    .fleet;
     let service = &fleet.services[&"web".parse().unwrap()];
     assert_eq!((service.source.git.as_str(), service.keep_releases), (".", 5));
     let process = &service.processes[&"web".parse().unwrap()];
@@ -195,7 +196,7 @@ fn ten_thousand_hosts_are_read() {
     let text = "[service.web.process.web]\nrun = \"x {port}\"\nport = 80\n[environment.production]\n\
                 hosts.web = [\"px[00001-10000]\"]\nhost.\"px[00001-10000]\" = { user = \"deploy\" }\n\
                 standby = [\"px[09001-10000]\"]\nbalancer = { haproxy = \"tcp://10.0.0.1:9999\" }\n";
-    let fleet = parse(text).unwrap();
+    let fleet = parse(text).unwrap().fleet;
     let environment = &fleet.environments[&"production".parse().unwrap()];
     assert_eq!(environment.host_settings.len(), 10_000);
     assert_eq!(environment.standby.len(), 1_000);

@@ -1,6 +1,6 @@
 //! What is wrong with a fleet file is reported: everything at once, each once, with its line.
 
-use greenlight_config::{Problem, line_column, parse, parse_with_warnings};
+use greenlight_config::{Problem, line_column, parse};
 
 /// A fleet that is fine, for cases that add one thing.
 const BASE: &str = r#"
@@ -409,12 +409,12 @@ fn warnings_do_not_refuse() {
     let text = format!(
         "{BASE}[secret.TOKEN]\nage = \"a\"\n[service.idle]\n[service.idle.process.x]\nrun = \"a && b\"\n"
     );
-    let parsed = parse_with_warnings(&text).unwrap();
+    let parsed = parse(&text).unwrap();
     assert_eq!(
         shown(&text, &parsed.warnings),
         "7 unused-secret: no service reads the secret `TOKEN`\n\
          9 unused-service: the service `idle` has no hosts in any environment\n\
          11 no-shell: no shell runs here: `&&` is passed to the program as it stands"
     );
-    assert!(parse_with_warnings(BASE).unwrap().warnings.is_empty());
+    assert!(parse(BASE).unwrap().warnings.is_empty());
 }
