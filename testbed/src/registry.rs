@@ -136,7 +136,7 @@ impl Registry {
         fs::rename(&written, &path).map_err(Error::io("rename", &written))
     }
 
-    /// Clears what killed processes left, then enters a new bed under the lowest free number. One that ends
+    /// Clears what killed processes left, then enters a new bed under the next free number. One that ends
     /// with its process gets the number behind its name: tests of one name run side by side.
     pub(crate) fn reserve(&self, mut state: BedState, detached: bool) -> Result<BedState, Error> {
         for abandoned in self.states()?.iter().filter(|state| state.is_abandoned()) {
@@ -151,8 +151,10 @@ impl Registry {
                 "exists already; see cargo xtask bed status, end it with cargo xtask bed down",
             ));
         }
-        state.number = network::BED_NUMBERS
-            .into_iter()
+        let last = self.last_number();
+        let after = network::BED_NUMBERS.filter(|number| *number > last);
+        state.number = after
+            .chain(network::BED_NUMBERS)
             .find(|number| states.iter().all(|other| other.number != *number))
             .ok_or_else(|| taken("finds no free number; 254 beds run at once"))?;
         if !detached {
@@ -164,7 +166,14 @@ impl Registry {
         }
         base::remove(&state.directory)?;
         self.write(&state)?;
+        let path = last_number_file();
+        fs::write(&path, state.number.to_string()).map_err(Error::io("write", &path))?;
         Ok(state)
+    }
+
+    /// The number given last. They go round, so that what speaks of a bed that is gone does not speak of the next.
+    fn last_number(&self) -> u8 {
+        fs::read_to_string(last_number_file()).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
     }
 
     fn remove(&self, number: u8) -> Result<(), Error> {
@@ -197,6 +206,10 @@ impl Registry {
 
 fn entry(number: u8) -> PathBuf {
     Path::new(DIRECTORY).join(format!("{number}.json"))
+}
+
+fn last_number_file() -> PathBuf {
+    Path::new(DIRECTORY).join("last")
 }
 
 fn beds_directory() -> PathBuf {

@@ -204,7 +204,7 @@ fn become_root() -> Result<Option<ExitCode>, Error> {
     }
     if !sudo_works() {
         eprintln!(
-            "error: the test bed needs root for its namespaces and mounts, and sudo asks for a password; run:"
+            "error: the test bed needs root for its namespaces and mounts, and there is no sudo that works without a password; run:"
         );
         let words: Vec<_> = std::env::args().skip(1).collect();
         eprintln!("  sudo --preserve-env=PATH,HOME \"$(command -v cargo)\" xtask {}", words.join(" "));

@@ -147,7 +147,7 @@ fn prepare(options: &Options) -> Result<Option<String>, Error> {
     }
     let is_root = rustix::process::geteuid().is_root();
     if !is_root && !bed::sudo_works() {
-        let advice = "the bed of hosts needs root, and sudo asks for a password; allow sudo without one, or run as root:\n  cargo xtask test\nor leave those tests out with:\n  cargo xtask test --only lint && cargo xtask test --only unit";
+        let advice = "the bed of hosts needs root, and there is no sudo that works without a password; allow that, or run as root:\n  cargo xtask test\nor leave those tests out with:\n  cargo xtask test --only lint && cargo xtask test --only unit";
         return Ok(Some(advice.into()));
     }
     let packages = required_packages();
