@@ -66,7 +66,8 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // A successor may have replaced the file already, but never while we answer on it.
+        // Called while the socket still answers, when no successor can have replaced the file. If somebody removed it
+        // already, that is what was wanted.
         drop(std::fs::remove_file(&self.path));
     }
 }

@@ -286,13 +286,14 @@ impl Dispatcher {
                 _ = gone => None,
             }
         });
+        // While the socket still answers nobody else takes its place, so the file that goes is ours.
+        drop(control);
         // Checkers and control connections end with the runtime, the workers with the authority, the log with them.
         drop(runtime);
         for thread in threads {
             // A worker that panicked has said so on stderr.
             drop(thread.join());
         }
-        drop(control);
         if let Some((cut, stopped)) = stopped {
             // Whoever asked may have stopped waiting.
             let _ = stopped.send(cut);

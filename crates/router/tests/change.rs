@@ -43,7 +43,7 @@ impl Load {
                                     answered.fetch_add(1, SeqCst);
                                 }
                                 Ok(answer) => {
-                                    failures.push(format!("{request}: {} {}", answer.status, answer.text()))
+                                    failures.push(format!("{request}: {} {}", answer.status, answer.text()));
                                 }
                                 Err(error) => {
                                     failures.push(format!("{request}: {error}"));
