@@ -111,3 +111,90 @@ pub(crate) fn release(n: u8) -> ReleaseId {
 pub(crate) fn mark(n: u8) -> ReleaseMark {
     ReleaseMark { id: release(n), label: format!("v{n}"), commit: "c".repeat(40) }
 }
+
+/// A git repository with a project in it.
+pub(crate) struct Project {
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl Project {
+    /// A repository with one commit of these files, on branch `main`.
+    pub(crate) fn new(nodes: &[(&str, Node<'_>)]) -> Self {
+        let project = Self { directory: tempfile::tempdir().unwrap() };
+        fs::create_dir(project.path()).unwrap();
+        project.git(&["init", "--quiet", "--initial-branch=main"]);
+        project.commit("first", nodes);
+        project
+    }
+
+    pub(crate) fn path(&self) -> std::path::PathBuf {
+        self.directory.path().join("project")
+    }
+
+    pub(crate) fn depot(&self) -> crate::Depot {
+        crate::Depot::open(&self.directory.path().join("depot")).unwrap()
+    }
+
+    /// Commits these files; returns the hash.
+    pub(crate) fn commit(&self, subject: &str, nodes: &[(&str, Node<'_>)]) -> String {
+        write_tree(&self.path(), nodes);
+        self.git(&["add", "--all", "--force"]);
+        self.git(&["commit", "--quiet", "--allow-empty", "--message", subject]);
+        self.git(&["rev-parse", "HEAD"])
+    }
+
+    pub(crate) fn git(&self, arguments: &[&str]) -> String {
+        git(&self.path(), arguments)
+    }
+}
+
+/// Runs git untouched by whoever's configuration.
+pub(crate) fn git(directory: &Path, arguments: &[&str]) -> String {
+    let output = std::process::Command::new("git")
+        .current_dir(directory)
+        .args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "commit.gpgSign=false"])
+        .args(arguments)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_SYSTEM", "/dev/null")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A service that is the whole repository beside the fleet file, built by these steps.
+pub(crate) fn service(steps: &[&str]) -> greenlight_model::fleet::Service {
+    greenlight_model::fleet::Service {
+        name: "web".parse().unwrap(),
+        source: greenlight_model::fleet::Source { git: ".".to_owned(), branch: None, directory: None },
+        build: steps.iter().map(|step| (*step).to_owned()).collect(),
+        include: Vec::new(),
+        exclude: Vec::new(),
+        shared: Vec::new(),
+        prepare: Vec::new(),
+        requires: greenlight_model::fleet::Requirements::default(),
+        migrate: None,
+        processes: BTreeMap::new(),
+        secrets: std::collections::BTreeSet::new(),
+        keep_releases: 3,
+    }
+}
+
+/// Builds at a time that is told apart from others by `at_s`.
+pub(crate) fn build_at(
+    project: &Project,
+    service: &greenlight_model::fleet::Service,
+    revision: Option<&str>,
+    at_s: i64,
+) -> Result<greenlight_model::manifest::Release, crate::build::BuildError> {
+    let request = crate::build::BuildRequest {
+        service,
+        project: &project.path(),
+        revision,
+        label: None,
+        built_by: "ada@desk",
+        now: greenlight_model::Timestamp::from_second(1_700_000_000 + at_s).unwrap(),
+        cancel: &std::sync::atomic::AtomicBool::new(false),
+    };
+    crate::build::build(&project.depot(), &request, &mut |_| {})
+}
