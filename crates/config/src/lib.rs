@@ -1,8 +1,8 @@
 //! Reads greenlight.toml: text in, a fleet or all its errors at once out.
 //!
-//! [`parse`] goes in three steps over the text. The reader ([`read`], [`language`], [`text`]) turns the spanned TOML tree into
-//! typed values and notes unknown keys, wrong types and values that mean nothing by themselves. [`check`] notes what does not fit
-//! together: a host that no service has, a port used twice, a floor that could never hold. [`build`] makes the
+//! [`parse`] goes in three steps over the text. The reader (`read`, `language`, `text`) turns the spanned TOML tree into
+//! typed values and notes unknown keys, wrong types and values that mean nothing by themselves. `check` notes what does not fit
+//! together: a host that no service has, a port used twice, a floor that could never hold. `build` makes the
 //! [`Fleet`], with every default filled in.
 //!
 //! Guarantees: a text with an error never becomes a fleet; every error is reported, once, with its place; one mistake
@@ -11,7 +11,7 @@
 
 mod build;
 mod check;
-
+pub mod init;
 mod language;
 mod problem;
 mod range;
