@@ -106,6 +106,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                "--keep-going",
                 "--locked",
                 "--",
                 "-D",
