@@ -1,0 +1,239 @@
+//! One balancer of an environment: reading its servers, draining one, admitting one.
+//!
+//! A server in maintenance was taken out by a person or by the configuration. Greenlight does not overrule that: draining
+//! leaves it as it is (it takes nothing already), admitting is refused with what to do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use greenlight_model::fleet::{Balancer, BalancerKind};
+use greenlight_model::id::HostName;
+use greenlight_model::traffic::{Admission, Server};
+
+use crate::transport::{Transport, TransportError};
+use crate::{haproxy, router};
+
+/// A balancer and the way to it.
+pub struct BalancerDriver {
+    title: String,
+    kind: Kind,
+    backend: String,
+    /// What the balancer calls each host that is behind it.
+    servers: BTreeMap<HostName, String>,
+    transport: Arc<dyn Transport>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Haproxy,
+    Router,
+}
+
+/// Why a balancer could not be read or changed: which one, what happened, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{balancer}: {problem}")]
+pub struct DriverError {
+    /// The balancer's title.
+    pub balancer: String,
+    /// What is wrong.
+    pub problem: DriverProblem,
+}
+
+/// What can be wrong with a balancer.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverProblem {
+    /// It did not answer.
+    #[error("{0}")]
+    Unreachable(#[from] TransportError),
+    /// A name would break the command it is put in.
+    #[error("`{name}` cannot be the name of a {kind}: only letters, digits and `. : _ -` are allowed in it")]
+    BadName {
+        /// "backend" or "server".
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// It has no such backend.
+    #[error("it has no backend `{backend}`; it has {}", list(known))]
+    UnknownBackend {
+        /// The backend asked for.
+        backend: String,
+        /// Those it has.
+        known: Vec<String>,
+    },
+    /// It has no such server.
+    #[error(
+        "it has no server `{server}` for host {host}; it has {}. Name the server in the fleet file when it is not called \
+         as the host",
+        list(known)
+    )]
+    UnknownServer {
+        /// The host.
+        host: HostName,
+        /// What its server should be called.
+        server: String,
+        /// Those it has.
+        known: Vec<String>,
+    },
+    /// The host is not behind it.
+    #[error("host {host} is not behind it")]
+    NotBehind {
+        /// The host.
+        host: HostName,
+    },
+    /// The socket may only be read.
+    #[error(
+        "its socket does not allow changes; give it `level admin` in HAProxy's configuration (`stats socket … level admin`)"
+    )]
+    NotAdmin,
+    /// It refused a command.
+    #[error("it refused `{command}`: {said}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// Its answer.
+        said: String,
+    },
+    /// Its answer is not what its documentation promises.
+    #[error("its answer could not be understood: {why}")]
+    Malformed {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Somebody took the server out.
+    #[error(
+        "server `{server}` is in maintenance: somebody took it out by hand, or its configuration did. Greenlight does not \
+         overrule that; when it may serve again, set it to `drain` or `ready` there, and resume"
+    )]
+    InMaintenance {
+        /// The server.
+        server: String,
+    },
+    /// The change was accepted and is not there.
+    #[error(
+        "server `{server}` was set to {} and is {}; somebody or something else (an agent check, a script, a reload) may \
+         be changing it too",
+        word(*expected),
+        word(*found)
+    )]
+    NotAsSet {
+        /// The server.
+        server: String,
+        /// What it was set to.
+        expected: Admission,
+        /// What was read back.
+        found: Admission,
+    },
+}
+
+impl BalancerDriver {
+    /// A driver for a balancer of the fleet file, with the hosts behind it and the way to reach it.
+    #[must_use]
+    pub fn new(balancer: &Balancer, hosts: &[HostName], transport: Arc<dyn Transport>) -> Self {
+        let kind = match &balancer.kind {
+            BalancerKind::HaproxySocket { .. } | BalancerKind::HaproxyTcp { .. } => Kind::Haproxy,
+            BalancerKind::Router { .. } => Kind::Router,
+        };
+        let servers = hosts.iter().map(|host| (host.clone(), balancer.server(host).to_owned())).collect();
+        Self { title: balancer.title(), kind, backend: balancer.backend.clone(), servers, transport }
+    }
+
+    /// How people recognise it.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// What each host behind it is to the balancer now.
+    ///
+    /// # Errors
+    /// When it cannot be read, or lacks one of them.
+    pub async fn read(&self) -> Result<BTreeMap<HostName, Server>, DriverError> {
+        self.read_servers().await.map_err(|problem| self.error(problem))
+    }
+
+    /// Stops new requests to a host; those under way go on. To wait for their end, read its sessions.
+    ///
+    /// # Errors
+    /// When it cannot be changed, or is not drained afterwards.
+    pub async fn drain(&self, host: &HostName) -> Result<(), DriverError> {
+        self.change(host, Admission::Drain).await.map_err(|problem| self.error(problem))
+    }
+
+    /// Lets a host take requests again. Whether it is up by then, the next reading tells.
+    ///
+    /// # Errors
+    /// When it cannot be changed, is in maintenance, or is not admitted afterwards.
+    pub async fn admit(&self, host: &HostName) -> Result<(), DriverError> {
+        self.change(host, Admission::Ready).await.map_err(|problem| self.error(problem))
+    }
+
+    async fn change(&self, host: &HostName, wanted: Admission) -> Result<(), DriverProblem> {
+        let Some(server) = self.servers.get(host) else {
+            return Err(DriverProblem::NotBehind { host: host.clone() });
+        };
+        let before = self.read_servers().await?;
+        match before.get(host).map(|server| server.admission) {
+            Some(Admission::Maintenance) if wanted == Admission::Ready => {
+                return Err(DriverProblem::InMaintenance { server: server.clone() });
+            }
+            Some(Admission::Maintenance) => return Ok(()),
+            Some(now) if now == wanted => return Ok(()),
+            _ => {}
+        }
+        match self.kind {
+            Kind::Haproxy => haproxy::set(&*self.transport, &self.backend, server, wanted).await?,
+            Kind::Router => router::set(&*self.transport, server, wanted).await?,
+        }
+        let after = self.read_servers().await?;
+        match after.get(host).map(|server| server.admission) {
+            Some(found) if found != wanted => {
+                Err(DriverProblem::NotAsSet { server: server.clone(), expected: wanted, found })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn read_servers(&self) -> Result<BTreeMap<HostName, Server>, DriverProblem> {
+        let found = match self.kind {
+            Kind::Haproxy => haproxy::read(&*self.transport, &self.backend).await?,
+            Kind::Router => router::read(&*self.transport).await?,
+        };
+        self.servers
+            .iter()
+            .map(|(host, name)| match found.get(name) {
+                Some(server) => Ok((host.clone(), *server)),
+                None => Err(DriverProblem::UnknownServer {
+                    host: host.clone(),
+                    server: name.clone(),
+                    known: found.keys().cloned().collect(),
+                }),
+            })
+            .collect()
+    }
+
+    fn error(&self, problem: DriverProblem) -> DriverError {
+        DriverError { balancer: self.title.clone(), problem }
+    }
+}
+
+/// The state's word, as HAProxy and the router have it.
+pub(crate) fn word(admission: Admission) -> &'static str {
+    match admission {
+        Admission::Ready => "ready",
+        Admission::Drain => "drain",
+        Admission::Maintenance => "maintenance",
+    }
+}
+
+fn list(names: &[String]) -> String {
+    /// More would hide the message; whoever needs them all asks the balancer.
+    const SHOWN_MAX: usize = 20;
+    match names {
+        [] => "none".to_owned(),
+        names if names.len() > SHOWN_MAX => {
+            format!("{} and {} more", names[..SHOWN_MAX].join(", "), names.len() - SHOWN_MAX)
+        }
+        names => names.join(", "),
+    }
+}

@@ -1,0 +1,124 @@
+//! The driver against the built-in router, in front of two real servers.
+
+#![expect(clippy::unwrap_used, reason = "these are tests")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use greenlight_drivers::balancer::{BalancerDriver, DriverProblem};
+use greenlight_model::fleet::{Balancer, BalancerKind};
+use greenlight_model::traffic::{Admission, ServerHealth};
+use greenlight_router::{
+    BackendChange, BackendSpec, BackendState, Router, RouterConfig, RouterHandle, RouterState,
+};
+use support::{Application, Client, SocketFile, host, until};
+
+struct Bed {
+    router: RouterHandle,
+    directory: tempfile::TempDir,
+    first: Application,
+    _second: Application,
+}
+
+impl Bed {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (first, second) = (Application::start("first"), Application::start("second"));
+        let mut config =
+            RouterConfig::new("127.0.0.1:0".parse().unwrap(), directory.path().join("control.sock"));
+        config.workers = 2;
+        config.health.interval = Duration::from_millis(20);
+        let backend = |name: &str, application: &Application, weight| BackendSpec {
+            name: name.to_owned(),
+            address: application.address,
+            weight,
+            state: BackendState::Ready,
+            release: None,
+            health: None,
+        };
+        let backends = vec![backend("web1", &first, 100), backend("second", &second, 50)];
+        let router = Router::start(config, RouterState { generation: 1, backends }).unwrap();
+        let bed = Self { router, directory, first, _second: second };
+        until(&bed.driver(&["web1", "web2"]), "both are up", |servers| {
+            servers.values().all(|server| server.health == ServerHealth::Up)
+        })
+        .await;
+        bed
+    }
+
+    fn driver(&self, hosts: &[&str]) -> BalancerDriver {
+        let balancer = Balancer {
+            service: "web".parse().unwrap(),
+            kind: BalancerKind::Router { host: host("lb"), path: "/run/router.sock".to_owned() },
+            backend: "web".to_owned(),
+            servers: BTreeMap::from([(host("web2"), "second".to_owned())]),
+        };
+        let hosts: Vec<_> = hosts.iter().map(|name| host(name)).collect();
+        BalancerDriver::new(
+            &balancer,
+            &hosts,
+            Arc::new(SocketFile(self.directory.path().join("control.sock"))),
+        )
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(self.router.local_addr())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_is_drained_and_admitted() {
+    let bed = Bed::start().await;
+    let driver = bed.driver(&["web1", "web2"]);
+    let (web1, web2) = (host("web1"), host("web2"));
+    let servers = driver.read().await.unwrap();
+    assert_eq!((servers[&web1].weight, servers[&web2].weight), (100, 50));
+    assert!(servers.values().all(|server| server.serves() && server.sessions == 0), "{servers:?}");
+
+    driver.drain(&web2).await.unwrap();
+    let mut client = bed.client();
+    let slow = std::thread::spawn(move || client.get("/slow"));
+    bed.first.wait_for_a_slow_request();
+    driver.admit(&web2).await.unwrap();
+    until(&driver, "web2 serves", |servers| servers[&web2].serves()).await;
+    driver.drain(&web1).await.unwrap();
+    let servers = driver.read().await.unwrap();
+    assert_eq!((servers[&web1].admission, servers[&web1].sessions), (Admission::Drain, 1));
+    for _ in 0..10 {
+        assert_eq!(bed.client().get("/"), "second");
+    }
+    bed.first.go.send(()).unwrap();
+    assert_eq!(slow.join().unwrap(), "first");
+    until(&driver, "the slow request is over", |servers| servers[&web1].sessions == 0).await;
+    driver.admit(&web1).await.unwrap();
+    until(&driver, "web1 serves", |servers| servers[&web1].serves()).await;
+}
+
+#[tokio::test]
+async fn maintenance_and_unknown_backends_are_told() {
+    let bed = Bed::start().await;
+    let driver = bed.driver(&["web1", "web2"]);
+    let change = BackendChange {
+        name: "web1".to_owned(),
+        state: Some(BackendState::Maintenance),
+        ..BackendChange::default()
+    };
+    bed.router.change(change).await.unwrap();
+    assert_eq!(driver.read().await.unwrap()[&host("web1")].admission, Admission::Maintenance);
+    let error = driver.admit(&host("web1")).await.unwrap_err();
+    assert!(matches!(error.problem, DriverProblem::InMaintenance { .. }), "{error}");
+
+    let error = bed.driver(&["web7"]).read().await.unwrap_err();
+    assert!(
+        error.to_string().starts_with(
+            "router lb:/run/router.sock web: it has no server `web7` for host web7; it has second, web1"
+        ),
+        "{error}"
+    );
+    bed.router.shutdown(Duration::ZERO).await;
+    let error = driver.read().await.unwrap_err();
+    assert!(matches!(error.problem, DriverProblem::Unreachable(_)), "{error}");
+}
