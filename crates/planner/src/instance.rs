@@ -63,25 +63,29 @@ pub(crate) fn agent_step(view: &View<'_>, facts: &Facts<'_>, action: Action, why
     if let Some(why) = view.spent(facts.instance, action.verb()) {
         return Stand::Failed(why);
     }
-    claimed(view, facts).unwrap_or(Stand::Step(Step { action, why }))
+    obstacle(view, facts).unwrap_or_else(|| Stand::Step(claim_first(view, facts, Step { action, why })))
 }
 
-/// What stands before any change of the instance through its agent: reach and claim.
-fn claimed(view: &View<'_>, facts: &Facts<'_>) -> Option<Stand> {
+/// What stands before any change of the instance through its agent: reach, and somebody else's claim.
+fn obstacle(view: &View<'_>, facts: &Facts<'_>) -> Option<Stand> {
     if facts.unreachable.is_some() {
         return Some(out_of_reach(view, facts));
     }
     if let Some(wait) = foreign_claim(view, facts) {
         return Some(Stand::Wait(wait));
     }
+    let is_claimed = facts.is_claimed(view.rollout());
+    let spent = view.spent(facts.instance, Verb::Claim).filter(|_| !is_claimed);
+    spent.map(Stand::Failed)
+}
+
+/// The step, or the claim that has to come before it.
+fn claim_first(view: &View<'_>, facts: &Facts<'_>, step: Step) -> Step {
     if facts.is_claimed(view.rollout()) {
-        return None;
-    }
-    if let Some(why) = view.spent(facts.instance, Verb::Claim) {
-        return Some(Stand::Failed(why));
+        return step;
     }
     let why = format!("the lease of {} is to be ours before it is changed", facts.instance);
-    Some(Stand::Step(Step { action: Action::Claim { instance: facts.instance.clone() }, why }))
+    Step { action: Action::Claim { instance: facts.instance.clone() }, why }
 }
 
 fn foreign_claim(view: &View<'_>, facts: &Facts<'_>) -> Option<Wait> {
@@ -143,26 +147,26 @@ fn leave(
     if let Some(why) = newer(report, facts.generation).or_else(|| view.spent(instance, change.verb())) {
         return Stand::Failed(why);
     }
-    if let Some(stand) = claimed(view, facts) {
+    if let Some(stand) = obstacle(view, facts) {
         return stand;
     }
-    let change = |why: String| Step { action: change.clone(), why };
+    let change = |why: String| claim_first(view, facts, Step { action: change.clone(), why });
+    let drain = |why: String| {
+        claim_first(view, facts, Step { action: Action::Drain { instance: instance.clone() }, why })
+    };
     match &facts.traffic {
         Traffic::Unknown { .. } => balancer(view, facts),
         Traffic::None if facts.serves => {
             Stand::TakeOut(change(format!("{purpose}; no balancer is before it")))
         }
         Traffic::None => Stand::Step(change(format!("{purpose}; it does not serve"))),
-        Traffic::Known { admitted: true, .. } => {
-            let drain = |why: String| Step { action: Action::Drain { instance: instance.clone() }, why };
-            match view.spent(instance, Verb::Drain) {
-                Some(why) => Stand::Failed(why),
-                None if facts.serves => Stand::TakeOut(drain(format!("{purpose}, and still gets requests"))),
-                None => Stand::Step(drain(format!(
-                    "{purpose}; it does not serve, but would get requests as soon as it is up"
-                ))),
-            }
-        }
+        Traffic::Known { admitted: true, .. } => match view.spent(instance, Verb::Drain) {
+            Some(why) => Stand::Failed(why),
+            None if facts.serves => Stand::TakeOut(drain(format!("{purpose}, and still gets requests"))),
+            None => Stand::Step(drain(format!(
+                "{purpose}; it does not serve, but would get requests as soon as it is up"
+            ))),
+        },
         Traffic::Known { sessions: 0, .. } => {
             Stand::Step(change(format!("{purpose}; it gets no requests and has no sessions")))
         }
@@ -170,10 +174,9 @@ fn leave(
             // Somebody else took it out, at a time that is not known. Draining it again gives its sessions their time.
             None => match view.spent(instance, Verb::Drain) {
                 Some(why) => Stand::Failed(why),
-                None => Stand::Step(Step {
-                    action: Action::Drain { instance: instance.clone() },
-                    why: format!("it gets no requests, and its {sessions} sessions get their time to end"),
-                }),
+                None => Stand::Step(drain(format!(
+                    "it gets no requests, and its {sessions} sessions get their time to end"
+                ))),
             },
             Some(drained_at) => {
                 let until = later(*drained_at, view.world.environment.timeouts.drain);

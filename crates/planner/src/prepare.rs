@@ -10,7 +10,7 @@ use greenlight_model::rollout::{Direction, MigrationState, Note};
 use greenlight_model::traffic::BalancerReport;
 
 use crate::decide::{Phase, conclude};
-use crate::failure::{GivenUp, guilty, list};
+use crate::failure::{GivenUp, Verdict, guilty, judge, list};
 use crate::finish;
 use crate::instance::{Stand, agent_step, out_of_reach};
 use crate::moves::Moves;
@@ -103,8 +103,13 @@ fn impossible_floor(view: &View<'_>) -> BTreeSet<String> {
 
 /// Every instance is claimed before the first change. One that somebody else holds refuses the rollout.
 pub(crate) fn claims(view: &View<'_>) -> Phase {
-    if view.has_changed() {
+    // At the end claims are given back, also of a rollout that found nothing to change.
+    if view.has_changed() || view.rollout().waves_proven.len() == view.rollout().plan.waves.len() {
         return Phase::Over;
+    }
+    // What refuses the rollout after it was claimed must not be claimed anew while it is given back.
+    if let Some(Verdict::Refuse(why)) = judge(view, &staging(view).1) {
+        return Phase::Decided(finish::refuse(view, why));
     }
     let mut moves = Moves::default();
     let mut failures = Vec::new();
@@ -147,6 +152,11 @@ fn claim(view: &View<'_>, facts: &Facts<'_>) -> Stand {
 /// The bytes go everywhere first, then each service that asks for it is started once beside the live process. Only when all
 /// of it is done does the first instance change.
 pub(crate) fn stage(view: &View<'_>) -> Phase {
+    let (moves, failures) = staging(view);
+    conclude(view, &failures, moves, &mut Rooms::new(view))
+}
+
+fn staging<'a>(view: &View<'a>) -> (Moves, Vec<GivenUp<'a>>) {
     let mut moves = Moves::default();
     let mut failures = Vec::new();
     for facts in view.facts.iter().filter(|facts| !facts.is_left_out) {
@@ -159,7 +169,7 @@ pub(crate) fn stage(view: &View<'_>) -> Phase {
             stand => take(&mut moves, stand),
         }
     }
-    conclude(view, &failures, moves, &mut Rooms::new(view))
+    (moves, failures)
 }
 
 fn ready_to_switch(view: &View<'_>, facts: &Facts<'_>, release: ReleaseId) -> Stand {
