@@ -200,4 +200,24 @@ fn ten_thousand_hosts_are_read() {
     let environment = &fleet.environments[&"production".parse().unwrap()];
     assert_eq!(environment.host_settings.len(), 10_000);
     assert_eq!(environment.standby.len(), 1_000);
+
+    // Each with settings and a server of its own.
+    let mut text = text.replace("host.\"px[00001-10000]\" = { user = \"deploy\" }\n", "");
+    text.push_str("balancer.servers = { ");
+    text = text.replace(
+        "balancer = { haproxy = \"tcp://10.0.0.1:9999\" }\n",
+        "balancer.haproxy = \"tcp://10.0.0.1:9999\"\n",
+    );
+    for host in 1..=10_000 {
+        text.push_str(&format!("px{host:05} = \"s{host}\", "));
+    }
+    text.push_str("}\n[environment.production.host]\n");
+    for host in 1..=10_000 {
+        text.push_str(&format!("px{host:05} = {{ ports = {{ web = {} }} }}\n", 1000 + host));
+    }
+    let fleet = parse(&text).unwrap().fleet;
+    let environment = &fleet.environments[&"production".parse().unwrap()];
+    let last = "px10000".parse().unwrap();
+    assert_eq!(environment.host_settings[&last].ports[&"web".parse().unwrap()], 11_000);
+    assert_eq!(environment.balancers[0].server(&last), "s10000");
 }

@@ -21,19 +21,15 @@ impl Text for String {
     }
 }
 
-impl From<InvalidId> for Refusal {
-    fn from(invalid: InvalidId) -> Self {
-        Self::new(invalid.to_string())
-    }
-}
-
 macro_rules! names {
     ($($type:ty, $expected:literal, $pattern:literal;)*) => { $(
         impl Text for $type {
             const EXPECTED: &'static str = $expected;
             const PATTERN: Option<&'static str> = Some($pattern);
             fn from_text(text: &str) -> Result<Self, Refusal> {
-                Ok(text.parse()?)
+                text.parse().map_err(|error: InvalidId| {
+                    Refusal::new(format!("`{}` is not {}: {}", error.text, $expected, error.why))
+                })
             }
         }
     )* };
@@ -439,7 +435,7 @@ impl Text for SocketPlace {
             return Err(Refusal::new(format!("`{text}` is not a socket on a host, written `HOST:/path`")));
         };
         let AbsolutePath(path) = AbsolutePath::from_text(&format!("/{path}"))?;
-        Ok(Self { host: host.parse()?, path })
+        Ok(Self { host: HostName::from_text(host)?, path })
     }
 }
 

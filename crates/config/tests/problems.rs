@@ -115,7 +115,7 @@ fn keys_and_types() {
     check_after_base(
         "[service.\"a b\"]\nbild = 1\n",
         &[
-            "1 bad-name: `a b` is not a service name: ` ` is not allowed in it",
+            "1 bad-name: `a b` is not the name of a service: ` ` is not allowed in it",
             "2 unknown-key: `bild` is not a key of a service",
         ],
     );
@@ -385,7 +385,7 @@ fn balancers() {
         ),
         (
             "{ haproxy = \"a:/x\", servers = { web1 = \"web2\" } }",
-            "1 server-twice: `web1` and `web2` have the same server, `web2`",
+            "1 server-twice: `web2` and `web1` have the same server, `web2`",
         ),
         (
             "[{ haproxy = \"a:/x\" }, { haproxy = \"a:/x\" }]",
@@ -404,6 +404,52 @@ fn balancers() {
     }
 }
 
+/// What follows from a mistake is not reported as a second one.
+#[test]
+fn one_mistake_is_one_report() {
+    for (text, expected) in [
+        (
+            "[service.api.process.api]\nrun = \"x {port}\"\nport = \"80\"\nhealth = \"/\"\nsmoke = { port = 81 }\n\
+             [environment.b]\nhosts.api = [\"b1\"]\nhost.b1.ports = { api = 82 }\nbalancer = { haproxy = \"b1:/x\" }",
+            "3 wrong-type: `port` must be a port number, not a string",
+        ),
+        (
+            "[service.\"a b\".process.x]\nrun = \"x\"\n[environment.b]\nhosts.ab = [\"b1\"]\n",
+            "1 bad-name: `a b` is not the name of a service: ` ` is not allowed in it",
+        ),
+        (
+            "[environment.b]\nhosts.web = [\"b[1-\"]\nhost.b1 = { user = \"x\" }\nstandby = [\"b1\"]\n\
+             balancer = { haproxy = \"b1:/x\", servers = { b1 = \"s\" } }\nstrategy = { kind = \"rolling\", floor = 9 }",
+            "2 bad-value: `b[1-` has a `[` without its `]`",
+        ),
+        (
+            "[secret]\nTOKEN = \"x\"\n[service.api]\nsecrets = [\"TOKEN\"]",
+            "2 wrong-type: `TOKEN` must be a table, not a string",
+        ),
+        (
+            "[environment.b]\nhosts.web = [\"b1\"]\nbalancer = { haproxy = \"nowhere\" }\nhost.lb1 = { user = \"x\" }",
+            "3 bad-value: `nowhere` is not a socket on a host, written `HOST:/path`",
+        ),
+        (
+            "[environment.\"b c\"]\nhosts.web = [\"b1\"]\n[environment.d]\nhosts.web = [\"d1\"]\nafter = { environment = \"bc\" }",
+            "1 bad-name: `b c` is not the name of an environment: ` ` is not allowed in it",
+        ),
+        (
+            "[service.api.process.api]\nrun = 1\nstdout = \"/x\"\n",
+            "2 wrong-type: `run` must be a command in one string, not an integer\n3 bad-value: `/x` is an absolute path",
+        ),
+    ] {
+        check_after_base(text, &expected.lines().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_text_has_a_longest() {
+    let text = "#".repeat(greenlight_config::TEXT_BYTES_MAX + 1);
+    let problems = parse(&text).unwrap_err();
+    assert_eq!(problems.iter().map(|problem| problem.code).collect::<Vec<_>>(), ["too-long"]);
+}
+
 #[test]
 fn warnings_do_not_refuse() {
     let text = format!(
@@ -417,4 +463,7 @@ fn warnings_do_not_refuse() {
          11 no-shell: no shell runs here: `&&` is passed to the program as it stands"
     );
     assert!(parse(BASE).unwrap().warnings.is_empty());
+    let text = "[service.web]\n";
+    let warnings = parse(text).unwrap().warnings;
+    assert_eq!(shown(text, &warnings), "1 no-environment: there is no environment to release to");
 }

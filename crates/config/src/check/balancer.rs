@@ -1,8 +1,8 @@
 //! Balancers: each stands before one service of the environment that has a port.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use greenlight_model::id::ServiceName;
+use greenlight_model::id::{HostName, ServiceName};
 
 use super::hosts::{Sites, balancers};
 use crate::language::{Balancer, Environment, FleetFile, Service};
@@ -132,38 +132,28 @@ fn check_service<'a>(
     Some(&stated.value)
 }
 
+/// Each host is a server of its own, under the name that is stated or its own.
 fn check_servers(balancer: &Balancer, behind: &ServiceName, sites: &Sites<'_>, problems: &mut Problems) {
-    let Some(hosts) = sites.services.get(behind) else { return };
-    let Some(servers) = balancer.servers.value() else { return };
-    let mut by_server: BTreeMap<&str, &str> = BTreeMap::new();
+    let (Some(hosts), Some(servers)) = (sites.services.get(behind), balancer.servers.value()) else { return };
+    let hosts: BTreeSet<&HostName> = hosts.iter().map(|(host, _)| *host).collect();
+    let renamed: BTreeSet<&HostName> = servers.entries.iter().map(|(host, _)| &host.value).collect();
+    let mut taken: BTreeMap<&str, &HostName> =
+        hosts.difference(&renamed).map(|host| (host.as_str(), *host)).collect();
     for (host, server) in &servers.entries {
-        if sites.complete && !hosts.iter().any(|(own, _)| **own == host.value) {
+        if sites.complete && !hosts.contains(&host.value) {
             problems.error(
                 "unknown-host",
                 &host.span,
                 format!("`{}` does not run `{behind}` here", **host),
-                suggest(host.as_str(), "its hosts are", hosts.iter().map(|(host, _)| host.as_str())),
+                suggest(host.as_str(), "its hosts are", hosts.iter().map(|host| host.as_str())),
             );
         }
         let Some(server) = server.get() else { continue };
-        if let Some(other) = by_server.insert(&server.0, host.as_str()) {
+        if let Some(other) = taken.insert(&server.0, host) {
             problems.error(
                 "server-twice",
                 &server.span,
                 format!("`{other}` and `{}` have the same server, `{}`", **host, server.0),
-                "each host is a server of its own".to_owned(),
-            );
-        }
-    }
-    // A host without an entry is a server under its own name.
-    for (host, _) in hosts {
-        let taken = servers.good().find(|(other, server)| server.0 == host.as_str() && other.value != **host);
-        let has_entry = servers.entries.iter().any(|(own, _)| own.value == **host);
-        if let (Some((other, server)), false) = (taken, has_entry) {
-            problems.error(
-                "server-twice",
-                &server.span,
-                format!("`{}` and `{host}` have the same server, `{host}`", **other),
                 "each host is a server of its own".to_owned(),
             );
         }
