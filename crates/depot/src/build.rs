@@ -1,6 +1,6 @@
 //! Building a release: a commit, checked out clean; the service's own build steps; the tree that they leave.
 //!
-//! Guarantees: the user's repository and work tree are not touched; steps see a clean environment and no terminal, and
+//! Guarantees: the user's repository and work tree are not touched, and not seen by build steps that look around; steps see a clean environment and no terminal, and
 //! nothing they started survives them; what was printed is kept, for failed builds too; the same commit, steps and tree
 //! give the same id, and a release that exists already is not made twice. Not guaranteed: that the steps themselves
 //! give the same tree twice; `SOURCE_DATE_EPOCH` is set to help those that can.
@@ -17,7 +17,7 @@ use greenlight_model::fleet::Service;
 use greenlight_model::manifest::{Entry, Manifest, Release};
 
 use crate::depot::{Built, Depot, Work};
-use crate::disk;
+use crate::disk::{self, Workplace};
 use crate::error::{At, DepotError};
 use crate::git::{GitError, Repository, Resolved};
 use crate::manifest::release_id;
@@ -181,6 +181,18 @@ pub fn build(
     request: &BuildRequest<'_>,
     on_event: &mut dyn FnMut(BuildEvent),
 ) -> Result<Release, BuildError> {
+    match attempt(depot, request, on_event) {
+        // Stopped in its tracks, it failed at whatever it was doing: with git, a step, a file.
+        Err(_) if request.cancel.load(Ordering::Relaxed) => Err(BuildError::Cancelled),
+        result => result,
+    }
+}
+
+fn attempt(
+    depot: &Depot,
+    request: &BuildRequest<'_>,
+    on_event: &mut dyn FnMut(BuildEvent),
+) -> Result<Release, BuildError> {
     let service = request.service;
     if let Some(label) = request.label {
         check_label(label)?;
@@ -198,7 +210,8 @@ pub fn build(
         files => on_event(BuildEvent::Uncommitted { files }),
     }
     let work = depot.work()?;
-    let checkout = work.fresh();
+    let outside = Workplace::create(&checkouts(), "greenlight-build-")?;
+    let checkout = outside.fresh();
     repository.check_out(&resolved, &checkout)?;
     let directory = service_directory(service, &resolved, &checkout)?;
     let log = work.fresh();
@@ -248,6 +261,15 @@ fn check_label(label: &str) -> Result<(), BuildError> {
         return Ok(());
     };
     Err(BuildError::Label { label: label.to_owned(), why })
+}
+
+/// Where checkouts are made: outside the project, because many tools look for their settings and packages in the
+/// directories above, and would find those of the work tree. `/var/tmp` rather than `/tmp`, which is often in memory.
+fn checkouts() -> PathBuf {
+    match std::env::var_os("TMPDIR") {
+        None if Path::new("/var/tmp").is_dir() => PathBuf::from("/var/tmp"),
+        _ => std::env::temp_dir(),
+    }
 }
 
 /// The directory that is the service. It may be a link, but only to inside the checkout.
@@ -325,9 +347,6 @@ fn pack(request: &BuildRequest<'_>, work: &Work<'_>, directory: &Path) -> Result
         }
         work.keep(hash, data)
     });
-    if request.cancel.load(Ordering::Relaxed) {
-        return Err(BuildError::Cancelled);
-    }
     Ok(packed?)
 }
 

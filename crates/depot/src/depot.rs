@@ -236,7 +236,7 @@ impl Depot {
     /// Begins a build: until the work is dropped, nothing is swept away.
     pub(crate) fn work(&self) -> Result<Work<'_>, DepotError> {
         let lock = self.lock(FlockOperation::LockShared)?;
-        let workplace = Workplace::create(&self.directory.join("tmp"))?;
+        let workplace = Workplace::create(&self.directory.join("tmp"), "work-")?;
         Ok(Work { depot: self, workplace, _lock: lock })
     }
 
@@ -275,7 +275,7 @@ pub(crate) struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// A path for the build that nobody has had before; gone when the work is.
+    /// A path in the depot that nobody has had before; gone when the work is.
     pub(crate) fn fresh(&self) -> PathBuf {
         self.workplace.fresh()
     }

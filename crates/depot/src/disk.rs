@@ -169,14 +169,15 @@ pub(crate) struct Workplace {
 }
 
 impl Workplace {
-    /// Makes one under `parent`, and removes there what nobody works in any more.
-    pub(crate) fn create(parent: &Path) -> Result<Self, DepotError> {
-        for name in names(parent)? {
+    /// Makes one in `parent`, under a name that begins with `prefix`, and removes those of our own in which nobody works
+    /// any more.
+    pub(crate) fn create(parent: &Path, prefix: &str) -> Result<Self, DepotError> {
+        for name in names(parent)?.iter().filter(|name| name.starts_with(prefix)) {
             remove_abandoned(&parent.join(name))?;
         }
         for _ in 0..WORKPLACE_TRIES_MAX {
             let directory = tempfile::Builder::new()
-                .prefix("work-")
+                .prefix(prefix)
                 .tempdir_in(parent)
                 .at("create a directory in", parent)?;
             let lock = absent_is_none(File::open(directory.path())).at("open", directory.path())?;
@@ -204,6 +205,11 @@ impl Workplace {
 }
 
 fn remove_abandoned(path: &Path) -> Result<(), DepotError> {
+    // In a directory that is open to all, others may have put something under such a name.
+    let found = absent_is_none(fs::symlink_metadata(path)).at("look at", path)?;
+    if !found.is_some_and(|found| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw()) {
+        return Ok(());
+    }
     let Some(directory) = absent_is_none(File::open(path)).at("open", path)? else { return Ok(()) };
     match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => remove_tree(path),
@@ -219,15 +225,20 @@ mod tests {
     #[test]
     fn abandoned_work_is_removed_and_work_under_way_is_not() {
         let parent = tempfile::tempdir().unwrap();
-        let busy = Workplace::create(parent.path()).unwrap();
+        let at = |name: &str| parent.path().join(name);
+        let busy = Workplace::create(parent.path(), "work-").unwrap();
         fs::write(busy.fresh(), "half").unwrap();
         // What a killed process leaves: a directory that nobody holds.
-        fs::create_dir_all(parent.path().join("work-gone/tree/deep")).unwrap();
-        let next = Workplace::create(parent.path()).unwrap();
-        assert!(!parent.path().join("work-gone").exists());
+        fs::create_dir_all(at("work-gone/tree/deep")).unwrap();
+        // What is not ours, whatever its name.
+        fs::create_dir(at("other")).unwrap();
+        std::os::unix::fs::symlink(at("other"), at("work-link")).unwrap();
+        let next = Workplace::create(parent.path(), "work-").unwrap();
         assert_eq!(names(busy.path()).unwrap(), ["0"]);
         drop((busy, next));
-        assert_eq!(names(parent.path()).unwrap(), [] as [&str; 0]);
+        let mut left = names(parent.path()).unwrap();
+        left.sort();
+        assert_eq!(left, ["other", "work-link"]);
     }
 
     #[test]

@@ -84,6 +84,14 @@ pub enum DepotError {
         /// In what way.
         why: String,
     },
+    /// A release is here already, with another tree than the one given.
+    #[error(
+        "release {release} is complete on this host with another tree; an id never stands for two, so the sender is wrong"
+    )]
+    OtherTree {
+        /// Which.
+        release: greenlight_model::id::ReleaseId,
+    },
     /// There is no such release in the depot.
     #[error("release {release} is not in the depot {depot}; build it again")]
     NoRelease {

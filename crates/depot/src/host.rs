@@ -81,7 +81,7 @@ impl HostDepot {
             disk::create_directory(&objects.join(format!("{number:02x}")), 0o700)?;
         }
         let objects_directory = File::open(&objects).at("open", &objects)?;
-        let workplace = Workplace::create(&own.join("tmp"))?;
+        let workplace = Workplace::create(&own.join("tmp"), "work-")?;
         Ok(Self { root: service_root.to_owned(), objects, objects_directory, workplace })
     }
 
@@ -128,9 +128,10 @@ impl HostDepot {
     /// consists of now is what [`HostDepot::local_changes`] compares with later. Idempotent.
     ///
     /// # Errors
-    /// When its tree is not there or cannot be read, or the marker cannot be written.
+    /// When its tree is not there or cannot be read, the marker cannot be written, or the release is complete with
+    /// another manifest.
     pub fn complete(&self, mark: &ReleaseMark, manifest: &Manifest) -> Result<(), DepotError> {
-        if self.is_staged(mark.id)? {
+        if self.is_staged(mark.id, manifest)? {
             return Ok(());
         }
         let directory = self.release_directory(mark.id);
@@ -152,8 +153,13 @@ impl HostDepot {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    fn is_staged(&self, id: ReleaseId) -> Result<bool, DepotError> {
-        Ok(self.marker(id)?.is_some())
+    /// Whether the release is complete here. One id never stands for two trees.
+    fn is_staged(&self, id: ReleaseId, manifest: &Manifest) -> Result<bool, DepotError> {
+        match self.marker(id)? {
+            None => Ok(false),
+            Some(marker) if marker.manifest == crate::manifest::digest(manifest) => Ok(true),
+            Some(_) => Err(DepotError::OtherTree { release: id }),
+        }
     }
 
     fn marker(&self, id: ReleaseId) -> Result<Option<Marker>, DepotError> {

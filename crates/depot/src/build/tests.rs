@@ -223,6 +223,8 @@ fn steps_run_clean_and_what_they_print_is_kept() {
     let release = release.unwrap();
     let lines = printed(&events);
     assert!(lines[0].ends_with("/app"), "{lines:?}");
+    assert!(!lines[0].starts_with(project.directory.path().to_str().unwrap()), "{lines:?}");
+    assert!(!Path::new(lines[0]).exists(), "the checkout is gone");
     let names: Vec<&str> = lines.iter().filter_map(|line| Some(line.split_once('=')?.0)).collect();
     for name in ["PATH", "HOME", "LANG", "GREENLIGHT_COMMIT", "GREENLIGHT_SERVICE", "SOURCE_DATE_EPOCH"] {
         assert!(names.contains(&name), "{names:?}");

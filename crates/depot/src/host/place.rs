@@ -30,7 +30,7 @@ impl HostDepot {
     /// again), or when the manifest is refused or the disk does not take it. Nothing of the tree is left then.
     pub fn place(&self, id: ReleaseId, manifest: &Manifest) -> Result<(), DepotError> {
         let tree = check::tree(manifest)?;
-        if self.is_staged(id)? {
+        if self.is_staged(id, manifest)? {
             return Ok(());
         }
         let directory = self.release_directory(id);

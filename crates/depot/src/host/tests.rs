@@ -92,6 +92,10 @@ fn a_release_arrives_equal_and_readable_by_all() {
     again.complete(&mark(1), &sent.manifest).unwrap();
     assert_eq!(directory.metadata().unwrap().ino(), inode);
     assert!(again.free_bytes().unwrap() > 0);
+    let other = Manifest::default();
+    for refused in [again.place(release(1), &other), again.complete(&mark(1), &other)] {
+        assert!(matches!(refused, Err(DepotError::OtherTree { .. })), "{refused:?}");
+    }
 }
 
 #[test]
