@@ -16,7 +16,7 @@ use greenlight_model::Timestamp;
 use greenlight_model::fleet::Service;
 use greenlight_model::manifest::{Entry, Manifest, Release};
 
-use crate::depot::{Built, Depot, Work};
+use crate::depot::{Built, Depot, Recipe, Work};
 use crate::disk::{self, Workplace};
 use crate::error::{At, DepotError};
 use crate::git::{GitError, Repository, Resolved};
@@ -188,6 +188,32 @@ pub fn build(
     }
 }
 
+/// The release that building this would give, when it was built before: of the same commit, by the same steps, with the
+/// same choice of files; the newest, should the steps have given several trees. Nothing is built; a remote repository
+/// is fetched.
+///
+/// # Errors
+/// When the commit cannot be found, or the depot not be read.
+pub fn built_before(
+    depot: &Depot,
+    service: &Service,
+    project: &Path,
+    revision: Option<&str>,
+) -> Result<Option<Release>, BuildError> {
+    let repository = Repository::open(depot, &service.source, project, revision)?;
+    let commit = repository.resolve(&service.source, revision)?.commit;
+    let recipe = Recipe::of(service);
+    for release in depot.releases()? {
+        if release.service == service.name
+            && release.commit == commit
+            && depot.built(release.id)?.is_some_and(|built| built.recipe == recipe)
+        {
+            return Ok(Some(release));
+        }
+    }
+    Ok(None)
+}
+
 fn attempt(
     depot: &Depot,
     request: &BuildRequest<'_>,
@@ -222,30 +248,6 @@ fn attempt(
         return Err(BuildError::Empty { commit: resolved.commit });
     }
     keep(depot, &work, request, resolved, &manifest, &log)
-}
-
-/// The release that building this revision now would give, when it was built here before with the same steps: the newest,
-/// should a build of the same commit ever have given two.
-///
-/// # Errors
-/// When the revision cannot be found, or the depot cannot be read.
-pub fn built_before(
-    depot: &Depot,
-    service: &Service,
-    project: &Path,
-    revision: Option<&str>,
-) -> Result<Option<Release>, BuildError> {
-    let repository = Repository::open(depot, &service.source, project, revision)?;
-    let resolved = repository.resolve(&service.source, revision)?;
-    for release in depot.releases()? {
-        if release.service == service.name
-            && release.commit == resolved.commit
-            && depot.built(release.id)?.is_some_and(|built| built.steps == service.build)
-        {
-            return Ok(Some(release));
-        }
-    }
-    Ok(None)
 }
 
 fn check_label(label: &str) -> Result<(), BuildError> {
@@ -380,11 +382,13 @@ fn keep(
             files,
             bytes,
         };
-        Built { release, steps: service.build.clone() }
+        Built { release, recipe: Recipe::of(service) }
     });
+    let recipe = Recipe::of(service);
     let label = request.label.unwrap_or(&built.release.label);
-    if is_new || label != built.release.label {
+    if is_new || label != built.release.label || recipe != built.recipe {
         built.release.label = label.to_owned();
+        built.recipe = recipe;
         move_log(log, &depot.log(id))?;
         work.finish(&built, manifest)?;
     }

@@ -17,6 +17,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use greenlight_model::fleet::Service;
 use greenlight_model::id::{ContentHash, ReleaseId, ServiceName};
 use greenlight_model::manifest::{Entry, Manifest, Release};
 use rustix::fs::FlockOperation;
@@ -36,8 +37,27 @@ pub struct Depot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Built {
     pub(crate) release: Release,
-    /// The build steps, which are part of its id.
+    pub(crate) recipe: Recipe,
+}
+
+/// What a service's tree is made by, besides the commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recipe {
+    pub(crate) directory: Option<String>,
     pub(crate) steps: Vec<String>,
+    pub(crate) include: Vec<String>,
+    pub(crate) exclude: Vec<String>,
+}
+
+impl Recipe {
+    pub(crate) fn of(service: &Service) -> Self {
+        Self {
+            directory: service.source.directory.clone(),
+            steps: service.build.clone(),
+            include: service.include.clone(),
+            exclude: service.exclude.clone(),
+        }
+    }
 }
 
 /// Why a text names no release.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::DepotError;
 
-/// Most bytes of one object, before compression: the largest chunk that [`crate::scan`] cuts.
+/// Most bytes of one object, before compression: the largest chunk that [`crate::manifest::scan`] cuts.
 pub const OBJECT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// zstd's own default: above it, time grows faster than what it saves on a LAN.
 const COMPRESSION_LEVEL: i32 = 3;

@@ -74,6 +74,32 @@ fn the_same_commit_steps_and_tree_give_the_same_release() {
 }
 
 #[test]
+fn what_was_built_before_is_known_without_building() {
+    let project = Project::new(&[("a", Node::File(b"1")), ("b", Node::File(b"1"))]);
+    let service = service(&["true"]);
+    let before = |service: &Service, revision| {
+        built_before(&project.depot(), service, &project.path(), revision).unwrap().map(|release| release.id)
+    };
+    assert_eq!(before(&service, None), None);
+    let first = build_at(&project, &service, None, 0).unwrap();
+    assert_eq!(before(&service, None), Some(first.id));
+    let others = [
+        Service { name: "api".parse().unwrap(), ..service.clone() },
+        Service { build: Vec::new(), ..service.clone() },
+        Service { exclude: vec!["b".to_owned()], ..service.clone() },
+        Service { exclude: vec!["none".to_owned()], ..service.clone() },
+    ];
+    assert!(others.iter().all(|other| before(other, None).is_none()));
+    // Another choice of files that comes to the same tree is the same release; the last way to it is remembered.
+    assert_eq!(build_at(&project, &others[3], None, 0).unwrap(), first);
+    assert_eq!(before(&others[3], None), Some(first.id));
+    project.commit("second", &[]);
+    assert_eq!(before(&others[3], None), None);
+    assert_eq!(before(&others[3], Some("HEAD~1")), Some(first.id));
+    assert!(built_before(&project.depot(), &service, &project.path(), Some("nowhere")).is_err());
+}
+
+#[test]
 fn a_label_is_given_or_described() {
     let project = Project::new(&[("a", Node::File(b"1"))]);
     project.git(&["tag", "v1"]);
