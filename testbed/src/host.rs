@@ -187,12 +187,12 @@ impl Host {
 
     /// Takes its link down: packets are lost silently both ways, processes run on.
     pub fn cut(&self) -> Result<(), Error> {
-        network::set_link(self.number, self.index, false)
+        network::cut(self.number, self.index)
     }
 
-    /// Takes its link up again.
+    /// Takes its link up again, and returns when it carries packets.
     pub fn heal(&self) -> Result<(), Error> {
-        network::set_link(self.number, self.index, true)
+        network::heal(self.number, self.index)
     }
 
     /// Limits its link both ways; `None` takes the limit away.

@@ -6,9 +6,10 @@ use std::{env, fs};
 use crate::Error;
 
 /// Program, the package that brings it.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 9] = [
     ("mmdebstrap", "mmdebstrap"),
     ("ip", "iproute2"),
+    ("bridge", "iproute2"),
     ("tc", "iproute2"),
     ("ssh", "openssh-client"),
     ("ssh-keygen", "openssh-client"),

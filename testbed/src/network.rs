@@ -7,12 +7,13 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::Error;
 use crate::command::{run, run_with_input};
 use crate::process::Process;
+use crate::{Error, wait};
 
 /// The bed's number becomes the third byte of its addresses.
 pub(crate) const BED_NUMBERS: std::ops::RangeInclusive<u8> = 1..=254;
@@ -20,6 +21,11 @@ pub(crate) const BED_NUMBERS: std::ops::RangeInclusive<u8> = 1..=254;
 const FIRST_HOST: u8 = 10;
 /// What the address leaves room for.
 pub(crate) const HOSTS_MAX: usize = (u8::MAX - FIRST_HOST) as usize;
+
+/// From a link that is taken up to one that carries packets; a few milliseconds.
+const LINK_DEADLINE: Duration = Duration::from_secs(10);
+/// Where `ip` keeps namespaces by name.
+const DIRECTORY: &str = "/run/netns";
 
 /// The hub's namespace of a bed.
 pub(crate) fn hub(number: u8) -> String {
@@ -33,7 +39,7 @@ pub(crate) fn host(number: u8, name: &str) -> String {
 
 /// Where a namespace is kept.
 pub(crate) fn path(namespace: &str) -> PathBuf {
-    PathBuf::from("/run/netns").join(namespace)
+    PathBuf::from(DIRECTORY).join(namespace)
 }
 
 /// The address of the host at a position in its bed.
@@ -74,9 +80,39 @@ pub(crate) fn create_host(number: u8, index: usize, name: &str) -> Result<(), Er
     )
 }
 
-/// Takes a host's link down or up.
-pub(crate) fn set_link(number: u8, index: usize, up: bool) -> Result<(), Error> {
-    batch(&hub(number), &format!("link set host{index} {}\n", if up { "up" } else { "down" }))
+/// Takes a host's link down.
+pub(crate) fn cut(number: u8, index: usize) -> Result<(), Error> {
+    batch(&hub(number), &format!("link set host{index} down\n"))
+}
+
+/// Takes a host's link up and returns when it carries packets, and nobody in the bed remembers that the host
+/// was not to be found: an address that is being looked for when the link comes up would be given up a second
+/// later.
+pub(crate) fn heal(number: u8, index: usize) -> Result<(), Error> {
+    let (hub, device) = (hub(number), format!("host{index}"));
+    batch(&hub, &format!("link set {device} up\n"))?;
+    wait::until(&format!("link {device} of bed {number}"), LINK_DEADLINE, || {
+        let port = run(Command::new("bridge").args(["-n", &hub, "link", "show", "dev", &device]));
+        let port = port.map_err(|error| error.to_string())?;
+        if port.contains("LOWER_UP") && port.contains("state forwarding") { Ok(()) } else { Err(port) }
+    })?;
+    for namespace in namespaces(number)? {
+        run(Command::new("ip").args(["-n", &namespace, "neighbour", "flush", "all"]))?;
+    }
+    Ok(())
+}
+
+/// The namespaces of a bed.
+fn namespaces(number: u8) -> Result<Vec<String>, Error> {
+    let prefix = format!("bed{number}-");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(DIRECTORY).map_err(Error::io("read", DIRECTORY))? {
+        let name = entry.map_err(Error::io("read", DIRECTORY))?.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&prefix) {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Limits a host's link to a rate both ways; `None` takes the limit away.
