@@ -323,15 +323,6 @@ pub(crate) enum AgentRole {
         #[arg(long)]
         process: ProcessName,
     },
-    /// Run a program with the variables of a file.
-    RunWith {
-        /// The file.
-        #[arg(long)]
-        env_file: PathBuf,
-        /// Program and arguments.
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
 }
 
 #[derive(Debug, Args)]

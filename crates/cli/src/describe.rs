@@ -50,7 +50,9 @@ pub(crate) fn wait(wait: &Wait, now: Timestamp) -> String {
     let left = |until: &Timestamp| human_duration(until.duration_since(now).try_into().unwrap_or_default());
     let gone = |since: &Timestamp| human_duration(now.duration_since(*since).try_into().unwrap_or_default());
     match wait {
-        Wait::Action { instance, verb, since } => format!("{instance}: {} for {}", under_way(*verb), gone(since)),
+        Wait::Action { instance, verb, since } => {
+            format!("{instance}: {} for {}", under_way(*verb), gone(since))
+        }
         Wait::Sessions { instance, left: sessions, until } => {
             format!("{instance}: {sessions} sessions to end; cut in {}", left(until))
         }
@@ -60,7 +62,9 @@ pub(crate) fn wait(wait: &Wait, now: Timestamp) -> String {
         Wait::Floor { service, serving, floor } => {
             format!("{service}: {serving} serving, the floor is {floor}; none may go out now")
         }
-        Wait::Fallback { until } => format!("the old half is kept as the way back for another {}", left(until)),
+        Wait::Fallback { until } => {
+            format!("the old half is kept as the way back for another {}", left(until))
+        }
         Wait::Wave { number, instances } => {
             let names: Vec<String> = instances.iter().map(ToString::to_string).collect();
             format!("wave {number} is not proven on {}", names.join(", "))
@@ -90,13 +94,15 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Done { left_out } if left_out.is_empty() => "DONE".to_owned(),
         Outcome::Done { left_out } => {
-            let names: Vec<String> = left_out.iter().map(|(instance, why)| format!("{instance} ({why})")).collect();
+            let names: Vec<String> =
+                left_out.iter().map(|(instance, why)| format!("{instance} ({why})")).collect();
             format!("DONE, without {}", names.join(", "))
         }
         Outcome::Refused { why } => format!("REFUSED, nothing was changed: {why}"),
         Outcome::TurnedBack { why } => format!("TURNED BACK, all as before: {why}"),
         Outcome::Stuck { why, instances } => {
-            let names: Vec<String> = instances.iter().map(|(instance, why)| format!("{instance} ({why})")).collect();
+            let names: Vec<String> =
+                instances.iter().map(|(instance, why)| format!("{instance} ({why})")).collect();
             format!("NOT FULLY TURNED BACK: {why}. Look at {}", names.join(", "))
         }
     }
@@ -120,7 +126,11 @@ pub(crate) fn ago(at: Timestamp, now: Timestamp) -> String {
 pub(crate) fn table(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or_default()
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or_default()
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     rows.iter()

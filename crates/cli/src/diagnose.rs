@@ -18,7 +18,8 @@ pub(crate) fn render(name: &str, text: &str, problems: &[Problem]) -> String {
         if let Some(help) = &problem.help {
             diagnostic = diagnostic.with_help(help.clone());
         }
-        let report = miette::Report::new(diagnostic).with_source_code(NamedSource::new(name, text.to_owned()));
+        let report =
+            miette::Report::new(diagnostic).with_source_code(NamedSource::new(name, text.to_owned()));
         // Writing to a String cannot fail; a report that cannot be drawn is said plainly.
         if handler.render_report(&mut out, report.as_ref()).is_err() {
             let (line, column) = line_column(text, problem.span.start);

@@ -100,7 +100,8 @@ impl Inner {
                 self.say(&format!("{} {}", self.time().dimmed(), describe::note(&note).bold()));
             }
             Progress::Interlock { action, sentence } => {
-                let line = format!("interlock: refused to {} {}: {sentence}", action.verb(), action.instance());
+                let line =
+                    format!("interlock: refused to {} {}: {sentence}", action.verb(), action.instance());
                 self.say(&line.red().to_string());
             }
             // The command that runs the rollout says how it ended.
@@ -115,28 +116,31 @@ impl Inner {
         if self.bars.is_some() {
             self.message(action.instance(), &format!("{what}: {why}"));
         } else if self.printer.verbosity == Verbosity::Verbose {
-            self.say(&format!("{} {:<3$}  {what}: {why}", self.time().dimmed(), action.instance(), "", self.width));
+            let (instance, width) = (action.instance().to_string(), self.width);
+            self.say(&format!("{} {instance:<width$}  {what}: {why}", self.time().dimmed()));
         }
     }
 
     fn finished(&mut self, action: &Action, result: &ActionResult, took: Duration, output: &[String]) {
         let took = human_duration(took);
-        let (time, instance, verb, width) = (self.time(), action.instance(), action.verb(), self.width);
+        let (time, verb, width) = (self.time(), action.verb(), self.width);
+        let instance = action.instance().to_string();
         match result {
             ActionResult::Succeeded => {
-                self.message(instance, "");
+                self.message(action.instance(), "");
                 // Leases and looks are bookkeeping; what changes a host or its traffic is news.
                 let is_news = !matches!(verb, Verb::Claim | Verb::Unclaim | Verb::Prune | Verb::Preflight);
                 if is_news || self.printer.verbosity == Verbosity::Verbose {
                     let titles = &self.titles;
                     let title = |id: ReleaseId| titles.get(&id).cloned().unwrap_or_else(|| id.short());
                     let what = describe::action(action, title);
-                    let line = format!("{} {instance:<width$}  {} {what} ({took})", time.dimmed(), "ok".green());
+                    let line =
+                        format!("{} {instance:<width$}  {} {what} ({took})", time.dimmed(), "ok".green());
                     self.say(&line);
                 }
             }
             ActionResult::Failed { why, .. } => {
-                self.message(instance, "failed");
+                self.message(action.instance(), "failed");
                 let failed = format!("{verb} failed").red().bold().to_string();
                 self.say(&format!("{} {instance:<width$}  {failed} ({took}): {why}", time.dimmed()));
                 for line in output {
@@ -151,12 +155,15 @@ impl Inner {
             Event::Phase { name } => self.message(instance, &name),
             Event::Line { text, .. } => {
                 if self.printer.verbosity == Verbosity::Verbose {
-                    self.say(&format!("         {instance:<1$}  | {text}", self.width));
+                    let (instance, width) = (instance.to_string(), self.width);
+                    self.say(&format!("         {instance:<width$}  | {text}"));
                 } else {
                     self.message(instance, &text);
                 }
             }
-            Event::Missing { objects } => self.message(instance, &format!("staging: lacks {} objects", objects.len())),
+            Event::Missing { objects } => {
+                self.message(instance, &format!("staging: lacks {} objects", objects.len()))
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use greenlight_config::Parsed;
 use greenlight_controller::{Artifacts, Gathered, Gatherer, Hosts};
-use greenlight_depot::depot::Depot;
+use greenlight_depot::Depot;
 use greenlight_model::fleet::{Environment, Fleet};
 use greenlight_model::id::EnvironmentName;
 use greenlight_store::Log;
@@ -91,7 +91,10 @@ impl Project {
     /// The environment's hosts, not connected yet.
     pub(crate) fn hosts(&self, environment: &Environment) -> Result<Arc<Hosts>, Failure> {
         let program = std::env::current_exe().map_err(|error| {
-            Failure::new(Exit::Failed, format!("cannot find this program's own file, which is sent to hosts: {error}"))
+            Failure::new(
+                Exit::Failed,
+                format!("cannot find this program's own file, which is sent to hosts: {error}"),
+            )
         })?;
         Ok(Hosts::new(environment, program, self.ssh_config.clone()))
     }
@@ -129,15 +132,19 @@ pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, Failure> {
     }
     let here = std::env::current_dir()
         .map_err(|error| Failure::usage(format!("cannot read the current directory: {error}")))?;
-    here.ancestors().map(|directory| directory.join(FLEET_FILE)).find(|path| path.is_file()).ok_or_else(|| {
-        Failure::usage(format!("no {FLEET_FILE} in {} or above", here.display()))
-            .help("`greenlight init` writes one for this project; `greenlight demo` shows what it is for")
-    })
+    here.ancestors().map(|directory| directory.join(FLEET_FILE)).find(|path| path.is_file()).ok_or_else(
+        || {
+            Failure::usage(format!("no {FLEET_FILE} in {} or above", here.display()))
+                .help("`greenlight init` writes one for this project; `greenlight demo` shows what it is for")
+        },
+    )
 }
 
 /// The file's name as people see it, and its text.
 pub(crate) fn read(path: &Path) -> Result<(String, String), Failure> {
-    let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+    let name = path
+        .file_name()
+        .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
     let cannot = |why: String| Failure::usage(format!("cannot read {}: {why}", path.display()));
     let length = std::fs::metadata(path).map_err(|error| cannot(error.to_string()))?.len();
     if length > FLEET_FILE_BYTES_MAX {

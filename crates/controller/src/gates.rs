@@ -49,7 +49,9 @@ fn after_light(
         .map(|rollout| (&rollout.outcome, rollout.ended_at));
     let deploy_there = || format!("deploy it there first: greenlight deploy {earlier}");
     match latest {
-        None => Light::Red { why: format!("{} never went to {earlier}; {}", release.short(), deploy_there()) },
+        None => {
+            Light::Red { why: format!("{} never went to {earlier}; {}", release.short(), deploy_there()) }
+        }
         Some((None, _)) => Light::Amber { why: format!("the rollout to {earlier} has not ended") },
         Some((Some(Outcome::Done { left_out }), Some(ended_at))) if left_out.is_empty() => {
             let ran = now.duration_since(ended_at).unsigned_abs();

@@ -151,8 +151,13 @@ impl Gatherer {
         known: &BTreeMap<ServiceName, ReleaseId>,
     ) -> Result<HostReport, HostError> {
         let mut assumed = known.clone();
-        let services: Vec<&ServiceName> =
-            self.environment.hosts.iter().filter(|(_, hosts)| hosts.contains(host)).map(|(name, _)| name).collect();
+        let services: Vec<&ServiceName> = self
+            .environment
+            .hosts
+            .iter()
+            .filter(|(_, hosts)| hosts.contains(host))
+            .map(|(name, _)| name)
+            .collect();
         loop {
             let specs = services
                 .iter()
@@ -206,12 +211,16 @@ fn definitions(history: &History, environment: &Environment) -> BTreeMap<Release
 
 fn transport(balancer: &Balancer, hosts: &Arc<Hosts>) -> Arc<dyn Transport> {
     match &balancer.kind {
-        BalancerKind::HaproxySocket { host, path } | BalancerKind::Router { host, path } => Arc::new(AgentSocket {
-            hosts: Arc::clone(hosts),
-            host: host.clone(),
-            path: path.clone(),
-            timeout: BALANCER_TIMEOUT,
-        }),
-        BalancerKind::HaproxyTcp { address } => Arc::new(TcpTransport::new(address.clone(), BALANCER_TIMEOUT)),
+        BalancerKind::HaproxySocket { host, path } | BalancerKind::Router { host, path } => {
+            Arc::new(AgentSocket {
+                hosts: Arc::clone(hosts),
+                host: host.clone(),
+                path: path.clone(),
+                timeout: BALANCER_TIMEOUT,
+            })
+        }
+        BalancerKind::HaproxyTcp { address } => {
+            Arc::new(TcpTransport::new(address.clone(), BALANCER_TIMEOUT))
+        }
     }
 }

@@ -69,7 +69,12 @@ impl From<CallError> for HostError {
                 Self { why: error.message, blame: error.blame, is_unreachable: false, output: error.output }
             }
             CallError::Lost { .. } => Self::unreachable(error.to_string()),
-            other => Self { why: other.to_string(), blame: Blame::Passing, is_unreachable: false, output: Vec::new() },
+            other => Self {
+                why: other.to_string(),
+                blame: Blame::Passing,
+                is_unreachable: false,
+                output: Vec::new(),
+            },
         }
     }
 }
@@ -191,7 +196,10 @@ fn needs_root(settings: &HostSettings) -> bool {
         BecomeRoot::Never => false,
         BecomeRoot::Auto => {
             settings.link != LinkKind::Local
-                && matches!(settings.manager, ManagerKind::Auto | ManagerKind::Systemd | ManagerKind::Supervisord)
+                && matches!(
+                    settings.manager,
+                    ManagerKind::Auto | ManagerKind::Systemd | ManagerKind::Supervisord
+                )
         }
     }
 }

@@ -45,13 +45,22 @@ impl ControllerLease {
     pub fn take(directory: &Path, environment: &EnvironmentName) -> Result<Self, LeaseError> {
         let path = directory.join(format!("controller-{environment}"));
         let failed = |source| LeaseError::File { path: path.display().to_string(), source };
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let mut pid = String::new();
                 (&mut file).take(20).read_to_string(&mut pid).map_err(failed)?;
-                return Err(LeaseError::Taken { environment: environment.clone(), pid: pid.trim().to_owned() });
+                return Err(LeaseError::Taken {
+                    environment: environment.clone(),
+                    pid: pid.trim().to_owned(),
+                });
             }
             Err(errno) => return Err(failed(errno.into())),
         }

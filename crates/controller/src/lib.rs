@@ -8,8 +8,8 @@
 //! (`drivers`, `link`), printing (`cli`).
 
 pub mod clock;
-mod gather;
 mod gates;
+mod gather;
 mod hosts;
 mod lease;
 mod perform;
@@ -19,8 +19,8 @@ mod run;
 mod secrets;
 mod spec;
 
-pub use gather::{Gathered, Gatherer};
 pub use gates::gates;
+pub use gather::{Gathered, Gatherer};
 pub use hosts::{HostError, Hosts};
 pub use lease::{ControllerLease, LeaseError};
 pub use perform::Artifacts;

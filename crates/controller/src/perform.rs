@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use greenlight_depot::depot::Depot;
+use greenlight_depot::Depot;
 use greenlight_link::connection::ObjectSource;
 use greenlight_link::frame::Encoding;
 use greenlight_link::message::{Event, Reply, Request, SecretValue};
@@ -13,7 +13,9 @@ use greenlight_model::fleet::{Environment, Service};
 use greenlight_model::host::{
     CLAIM_DURATION, Check, CheckOutcome, ClaimRequest, Desired, HostReport, InstanceSpec, ReleaseMark,
 };
-use greenlight_model::id::{ContentHash, Generation, HostName, Instance, ReleaseId, ServiceName, VariableName};
+use greenlight_model::id::{
+    ContentHash, Generation, HostName, Instance, ReleaseId, ServiceName, VariableName,
+};
 use greenlight_model::manifest::Release;
 use greenlight_model::rollout::Plan;
 use greenlight_model::traffic::BalancerReport;
@@ -107,7 +109,9 @@ impl Performer {
         let host = &instance.host;
         let rollout = self.plan.id.clone();
         let spec = |release: Option<ReleaseId>| {
-            gatherer.spec(instance, release).ok_or_else(|| host_failed(format!("{instance} is not in the fleet file any more")))
+            gatherer
+                .spec(instance, release)
+                .ok_or_else(|| host_failed(format!("{instance} is not in the fleet file any more")))
         };
         let watch = self.watch(instance, inside);
         let timeouts = self.environment.timeouts;
@@ -172,9 +176,12 @@ impl Performer {
                 hosts.fresh(host).await?;
                 let known = BTreeMap::from([(instance.service.clone(), *release)]);
                 let report = gatherer.observe(host, &known).await?;
-                if let Some(why) = report.instances.get(&instance.service).and_then(|seen| seen.why_not_proven(*release))
+                if let Some(why) =
+                    report.instances.get(&instance.service).and_then(|seen| seen.why_not_proven(*release))
                 {
-                    let why = format!("{instance}, seen over a fresh connection, does not prove the release: {why}");
+                    let why = format!(
+                        "{instance}, seen over a fresh connection, does not prove the release: {why}"
+                    );
                     return Err(HostError { blame: Blame::Release, ..host_failed(why) });
                 }
                 let (release, generation) = (*release, *generation);
@@ -190,7 +197,10 @@ impl Performer {
                 };
                 hosts.call(host, request, timeouts.stage, watch).await.map(drop)
             }
-            Action::Drain { .. } | Action::Admit { .. } => self.balance(gatherer, action).await,
+            Action::Drain { .. } | Action::Admit { .. } => {
+                let runs = known.get(&instance.service).and_then(|release| self.releases.get(release));
+                self.balance(gatherer, action, runs.map(|release| release.label.as_str())).await
+            }
         }
     }
 
@@ -231,12 +241,17 @@ impl Performer {
     }
 
     /// Drains or admits at every balancer of the service, one after the other.
-    async fn balance(&self, gatherer: &Gatherer, action: &Action) -> Result<(), HostError> {
+    async fn balance(
+        &self,
+        gatherer: &Gatherer,
+        action: &Action,
+        runs: Option<&str>,
+    ) -> Result<(), HostError> {
         let instance = action.instance();
         for (_, driver) in self.balancers_of(gatherer, instance) {
             let changed = match action {
                 Action::Drain { .. } => driver.drain(&instance.host).await,
-                _ => driver.admit(&instance.host).await,
+                _ => driver.admit(&instance.host, runs).await,
             };
             changed.map_err(|error| HostError {
                 why: error.to_string(),

@@ -11,8 +11,8 @@ use greenlight_model::rollout::{Direction, Plan, Rollout};
 use greenlight_model::world::{ReleaseFacts, World};
 use greenlight_simulator::{Preview, preview};
 
-use crate::gather::Gathered;
 use crate::gates::gates;
+use crate::gather::Gathered;
 
 /// What an operator asks for.
 #[derive(Debug, Clone)]
@@ -55,7 +55,9 @@ pub enum PrepareError {
         service: ServiceName,
     },
     /// The release is marked bad.
-    #[error("release {title} is marked bad: {why}. If that is mended, say so: greenlight releases mark {short} --good")]
+    #[error(
+        "release {title} is marked bad: {why}. If that is mended, say so: greenlight releases mark {short} --good"
+    )]
     Bad {
         /// The release as people see it.
         title: String,
@@ -65,7 +67,9 @@ pub enum PrepareError {
         short: String,
     },
     /// Another rollout has not ended.
-    #[error("rollout {rollout} of {environment} has not ended; `greenlight resume {environment}` or `greenlight abort {environment}`")]
+    #[error(
+        "rollout {rollout} of {environment} has not ended; `greenlight resume {environment}` or `greenlight abort {environment}`"
+    )]
     Busy {
         /// The environment.
         environment: EnvironmentName,
@@ -92,7 +96,10 @@ pub fn prepare(
         .get(&wanted.environment)
         .ok_or_else(|| PrepareError::NoEnvironment(wanted.environment.clone()))?;
     if let Some(open) = history.open_rollout(&environment.name) {
-        return Err(PrepareError::Busy { environment: environment.name.clone(), rollout: open.plan.id.clone() });
+        return Err(PrepareError::Busy {
+            environment: environment.name.clone(),
+            rollout: open.plan.id.clone(),
+        });
     }
     let facts = release_facts(releases, history);
     for (service, release) in &wanted.targets {

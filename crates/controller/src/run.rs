@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use greenlight_depot::depot::Depot;
+use greenlight_depot::Depot;
 use greenlight_link::message::Request;
 use greenlight_model::action::Action;
 use greenlight_model::decision::{Decision, Outcome, Running, Step, Wait};
@@ -25,8 +25,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
-use crate::gather::{Gathered, Gatherer};
 use crate::gates::gates;
+use crate::gather::{Gathered, Gatherer};
 use crate::hosts::{HostError, Hosts};
 use crate::perform::{Artifacts, Performed, Performer};
 use crate::prepare::release_facts;
@@ -136,7 +136,13 @@ impl Controller {
         gathered: Gathered,
         progress: ProgressSink,
     ) -> Result<Self, RunError> {
-        let plan = log.history().rollouts.get(&rollout).ok_or_else(|| RunError::Unknown(rollout.clone()))?.plan.clone();
+        let plan = log
+            .history()
+            .rollouts
+            .get(&rollout)
+            .ok_or_else(|| RunError::Unknown(rollout.clone()))?
+            .plan
+            .clone();
         let Some(environment) = fleet.environments.get(&plan.environment).cloned() else {
             return Err(RunError::NoEnvironment { rollout, environment: plan.environment.to_string() });
         };
@@ -253,7 +259,8 @@ impl Controller {
             if let Err(violation) = greenlight_interlock::permit(&world, &action) {
                 let sentence = violation.to_string();
                 (self.progress)(Progress::Interlock { action: action.clone(), sentence: sentence.clone() });
-                let why = format!("the interlock refused to {} {}: {sentence}", action.verb(), action.instance());
+                let why =
+                    format!("the interlock refused to {} {}: {sentence}", action.verb(), action.instance());
                 self.append(&RecordBody::Noted { rollout: self.rollout.clone(), note: Note::Hold { why } })?;
                 return Ok(());
             }
@@ -362,7 +369,13 @@ impl Controller {
     /// Begins the looks that are due: balancers each tick while a wait depends on them, everything now and then.
     fn look(&mut self, tick: u64) {
         let depends_on_traffic = self.last_waits.iter().any(|wait| {
-            matches!(wait, Wait::Sessions { .. } | Wait::BalancerHealth { .. } | Wait::Balancer { .. } | Wait::Floor { .. })
+            matches!(
+                wait,
+                Wait::Sessions { .. }
+                    | Wait::BalancerHealth { .. }
+                    | Wait::Balancer { .. }
+                    | Wait::Floor { .. }
+            )
         });
         if depends_on_traffic || tick.is_multiple_of(LOOK_TICKS) {
             for index in 0..self.gatherer.balancers().len() {

@@ -61,7 +61,9 @@ pub enum SecretError {
         why: String,
     },
     /// The value cannot be given to a process.
-    #[error("secret {name}: its value has a line break or a zero byte, which a process's environment cannot hold safely")]
+    #[error(
+        "secret {name}: its value has a line break or a zero byte, which a process's environment cannot hold safely"
+    )]
     Unusable {
         /// Which secret.
         name: VariableName,
@@ -80,19 +82,23 @@ pub fn resolve(
     let mut opened: BTreeMap<(String, String), BTreeMap<String, String>> = BTreeMap::new();
     let mut values = BTreeMap::new();
     for name in names {
-        let value = match fleet.secrets.get(name) {
-            None => return Err(SecretError::NoSource(name.clone())),
-            Some(SecretSource::Command { argv }) => from_command(name, argv, project)?,
-            Some(SecretSource::Age { file, identity }) => {
-                let key = (file.clone(), identity.clone());
-                if !opened.contains_key(&key) {
-                    opened.insert(key.clone(), decrypt(name, &project.join(file), &expand_home(identity, project))?);
+        let value =
+            match fleet.secrets.get(name) {
+                None => return Err(SecretError::NoSource(name.clone())),
+                Some(SecretSource::Command { argv }) => from_command(name, argv, project)?,
+                Some(SecretSource::Age { file, identity }) => {
+                    let key = (file.clone(), identity.clone());
+                    if !opened.contains_key(&key) {
+                        opened.insert(
+                            key.clone(),
+                            decrypt(name, &project.join(file), &expand_home(identity, project))?,
+                        );
+                    }
+                    opened.get(&key).and_then(|lines| lines.get(name.as_str())).cloned().ok_or_else(|| {
+                        SecretError::NotInFile { name: name.clone(), path: project.join(file) }
+                    })?
                 }
-                opened.get(&key).and_then(|lines| lines.get(name.as_str())).cloned().ok_or_else(|| {
-                    SecretError::NotInFile { name: name.clone(), path: project.join(file) }
-                })?
-            }
-        };
+            };
         if value.contains(['\n', '\r', '\0']) {
             return Err(SecretError::Unusable { name: name.clone() });
         }
@@ -124,8 +130,13 @@ fn from_command(name: &VariableName, argv: &[String], project: &Path) -> Result<
     Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
 }
 
-fn decrypt(name: &VariableName, path: &Path, identity: &Path) -> Result<BTreeMap<String, String>, SecretError> {
-    let unreadable = |source, path: &Path| SecretError::File { name: name.clone(), path: path.to_owned(), source };
+fn decrypt(
+    name: &VariableName,
+    path: &Path,
+    identity: &Path,
+) -> Result<BTreeMap<String, String>, SecretError> {
+    let unreadable =
+        |source, path: &Path| SecretError::File { name: name.clone(), path: path.to_owned(), source };
     let refused = |why: String| SecretError::Decrypt {
         name: name.clone(),
         path: path.to_owned(),

@@ -8,7 +8,11 @@ use greenlight_model::manifest::Release;
 /// The instance as its host is to lay it out and run it. None when the environment has no settings for the host: the
 /// fleet file was changed since the rollout began.
 #[must_use]
-pub fn instance_spec(service: &Service, environment: &Environment, instance: &Instance) -> Option<InstanceSpec> {
+pub fn instance_spec(
+    service: &Service,
+    environment: &Environment,
+    instance: &Instance,
+) -> Option<InstanceSpec> {
     let settings = environment.host_settings.get(&instance.host)?;
     let mut processes = service.processes.clone();
     for (name, process) in &mut processes {
@@ -16,7 +20,9 @@ pub fn instance_spec(service: &Service, environment: &Environment, instance: &In
             process.port = Some(*port);
         }
         // The environment knows more about where the process runs than the service does.
-        process.variables.extend(environment.variables.iter().map(|(name, value)| (name.clone(), value.clone())));
+        process
+            .variables
+            .extend(environment.variables.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
     Some(InstanceSpec {
         service: service.name.clone(),

@@ -157,18 +157,24 @@ impl BalancerDriver {
     /// # Errors
     /// When it cannot be changed, or is not drained afterwards.
     pub async fn drain(&self, host: &HostName) -> Result<(), DriverError> {
-        self.change(host, Admission::Drain).await.map_err(|problem| self.error(problem))
+        self.change(host, Admission::Drain, None).await.map_err(|problem| self.error(problem))
     }
 
-    /// Lets a host take requests again. Whether it is up by then, the next reading tells.
+    /// Lets a host take requests again, which run `release` by then, where that is known: the built-in router names it
+    /// in its access log. Whether the host is up, the next reading tells.
     ///
     /// # Errors
     /// When it cannot be changed, is in maintenance, or is not admitted afterwards.
-    pub async fn admit(&self, host: &HostName) -> Result<(), DriverError> {
-        self.change(host, Admission::Ready).await.map_err(|problem| self.error(problem))
+    pub async fn admit(&self, host: &HostName, release: Option<&str>) -> Result<(), DriverError> {
+        self.change(host, Admission::Ready, release).await.map_err(|problem| self.error(problem))
     }
 
-    async fn change(&self, host: &HostName, wanted: Admission) -> Result<(), DriverProblem> {
+    async fn change(
+        &self,
+        host: &HostName,
+        wanted: Admission,
+        release: Option<&str>,
+    ) -> Result<(), DriverProblem> {
         let Some(server) = self.servers.get(host) else {
             return Err(DriverProblem::NotBehind { host: host.clone() });
         };
@@ -178,12 +184,12 @@ impl BalancerDriver {
                 return Err(DriverProblem::InMaintenance { server: server.clone() });
             }
             Some(Admission::Maintenance) => return Ok(()),
-            Some(now) if now == wanted => return Ok(()),
+            Some(now) if now == wanted && release.is_none() => return Ok(()),
             _ => {}
         }
         match self.kind {
             Kind::Haproxy => haproxy::set(&*self.transport, &self.backend, server, wanted).await?,
-            Kind::Router => router::set(&*self.transport, server, wanted).await?,
+            Kind::Router => router::set(&*self.transport, server, wanted, release).await?,
         }
         let after = self.read_servers().await?;
         match after.get(host).map(|server| server.admission) {

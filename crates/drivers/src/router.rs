@@ -12,7 +12,12 @@ use crate::transport::Transport;
 #[serde(rename_all = "lowercase")]
 enum Request<'a> {
     Get {},
-    Backend { name: &'a str, state: &'a str },
+    Backend {
+        name: &'a str,
+        state: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        release: Option<&'a str>,
+    },
 }
 
 #[derive(Deserialize)]
@@ -60,13 +65,14 @@ pub(crate) async fn read(transport: &dyn Transport) -> Result<BTreeMap<String, S
     Ok(backends.into_iter().map(|backend| (backend.spec.name.clone(), server(&backend))).collect())
 }
 
-/// Sets a backend's state. The answer comes when every core of the router has made the change.
+/// Sets a backend's state, and which release answers there when that is known. The answer comes when every core of the router has made the change.
 pub(crate) async fn set(
     transport: &dyn Transport,
     name: &str,
     wanted: Admission,
+    release: Option<&str>,
 ) -> Result<(), DriverProblem> {
-    ask(transport, &Request::Backend { name, state: word(wanted) }).await.map(drop)
+    ask(transport, &Request::Backend { name, state: word(wanted), release }).await.map(drop)
 }
 
 async fn ask(transport: &dyn Transport, request: &Request<'_>) -> Result<Vec<Backend>, DriverProblem> {

@@ -169,7 +169,7 @@ async fn a_drained_server_finishes_what_it_has_and_is_admitted_again() {
     );
 
     driver.drain(&web1).await.unwrap();
-    driver.admit(&web1).await.unwrap();
+    driver.admit(&web1, None).await.unwrap();
     let servers = until(&driver, "web1 serves", |servers| servers[&web1].serves()).await;
     assert_eq!(servers[&web1].admission, Admission::Ready);
     let answers: Vec<String> = clients.iter_mut().map(|client| client.get("/")).collect();
@@ -185,7 +185,7 @@ async fn maintenance_by_hand_is_seen_and_not_overruled() {
     assert_eq!(driver.read().await.unwrap()[&web1].admission, Admission::Maintenance);
     driver.drain(&web1).await.unwrap();
     assert_eq!(driver.read().await.unwrap()[&web1].admission, Admission::Maintenance, "it was overruled");
-    let error = driver.admit(&web1).await.unwrap_err();
+    let error = driver.admit(&web1, None).await.unwrap_err();
     assert!(matches!(error.problem, DriverProblem::InMaintenance { .. }), "{error}");
     assert!(
         error
@@ -264,7 +264,7 @@ async fn it_is_reached_over_tcp_and_its_end_is_noticed() {
     let driver = driver("web", &["web1", "web2"], Arc::new(over_tcp));
     driver.drain(&host("web2")).await.unwrap();
     assert_eq!(driver.read().await.unwrap()[&host("web2")].admission, Admission::Drain);
-    driver.admit(&host("web2")).await.unwrap();
+    driver.admit(&host("web2"), None).await.unwrap();
     haproxy.child.kill().unwrap();
     haproxy.child.wait().unwrap();
     for error in

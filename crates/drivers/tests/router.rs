@@ -82,7 +82,7 @@ async fn a_backend_is_drained_and_admitted() {
     let mut client = bed.client();
     let slow = std::thread::spawn(move || client.get("/slow"));
     bed.first.wait_for_a_slow_request();
-    driver.admit(&web2).await.unwrap();
+    driver.admit(&web2, None).await.unwrap();
     until(&driver, "web2 serves", |servers| servers[&web2].serves()).await;
     driver.drain(&web1).await.unwrap();
     let servers = driver.read().await.unwrap();
@@ -93,7 +93,7 @@ async fn a_backend_is_drained_and_admitted() {
     bed.first.go.send(()).unwrap();
     assert_eq!(slow.join().unwrap(), "first");
     until(&driver, "the slow request is over", |servers| servers[&web1].sessions == 0).await;
-    driver.admit(&web1).await.unwrap();
+    driver.admit(&web1, None).await.unwrap();
     until(&driver, "web1 serves", |servers| servers[&web1].serves()).await;
 }
 
@@ -108,7 +108,7 @@ async fn maintenance_and_unknown_backends_are_told() {
     };
     bed.router.change(change).await.unwrap();
     assert_eq!(driver.read().await.unwrap()[&host("web1")].admission, Admission::Maintenance);
-    let error = driver.admit(&host("web1")).await.unwrap_err();
+    let error = driver.admit(&host("web1"), None).await.unwrap_err();
     assert!(matches!(error.problem, DriverProblem::InMaintenance { .. }), "{error}");
 
     let error = bed.driver(&["web7"]).read().await.unwrap_err();

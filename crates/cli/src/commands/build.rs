@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use greenlight_controller::clock;
-use greenlight_depot::build::{BuildEvent, BuildRequest};
-use greenlight_depot::depot::Depot;
+use greenlight_depot::Depot;
+use greenlight_depot::build::{BuildError, BuildEvent, BuildRequest};
 use greenlight_model::fleet::Service;
 use greenlight_model::id::ServiceName;
 use greenlight_model::manifest::Release;
@@ -21,7 +21,8 @@ pub(crate) fn run(global: &Global, build: &Build, printer: &Printer) -> Result<E
     let project = Project::open(global, printer)?;
     let service = service(&project, &build.service)?;
     let depot = project.depot()?;
-    let release = build_one(&project, service, &depot, build.commit.clone(), build.label.clone(), printer)?;
+    let release =
+        build_one(&project, service, &depot, build.commit.as_deref(), build.label.as_deref(), printer)?;
     printer.result(format!(
         "{} {}  {} files, {}",
         release.service,
@@ -46,13 +47,13 @@ pub(crate) fn build_one(
     project: &Project,
     service: &Service,
     depot: &Depot,
-    revision: Option<String>,
-    label: Option<String>,
+    revision: Option<&str>,
+    label: Option<&str>,
     printer: &Printer,
 ) -> Result<Release, Failure> {
-    let cancelled = Arc::new(AtomicBool::new(false));
+    let cancel = Arc::new(AtomicBool::new(false));
     let runtime = crate::project::runtime()?;
-    let watched = Arc::clone(&cancelled);
+    let watched = Arc::clone(&cancel);
     runtime.spawn(async move {
         if tokio::signal::ctrl_c().await.is_ok() {
             watched.store(true, Ordering::SeqCst);
@@ -63,18 +64,39 @@ pub(crate) fn build_one(
         project: &project.directory,
         revision,
         label,
-        built_by: project.by.clone(),
+        built_by: &project.by,
         now: clock::now(),
-        cancelled,
+        cancel: &cancel,
     };
-    depot
-        .build(&request, &mut |event| show(&service.name, &event, printer))
-        .map_err(|error| Failure::from_error(Exit::Failed, &error))
+    greenlight_depot::build::build(depot, &request, &mut |event| show(&service.name, &event, printer))
+        .map_err(|error| Failure::from_error(exit(&error), &error))
+}
+
+/// What was asked for cannot be had (usage), or it could and failed.
+pub(crate) fn exit(error: &BuildError) -> Exit {
+    match error {
+        BuildError::Git(_) | BuildError::Label { .. } => Exit::Usage,
+        _ => Exit::Failed,
+    }
 }
 
 fn show(service: &ServiceName, event: &BuildEvent, printer: &Printer) {
     match event {
-        BuildEvent::Line { text, .. } => printer.progress(format!("{service} | {text}")),
-        other => printer.progress(format!("{service}: {other}")),
+        BuildEvent::Opening { repository } => printer.detail(format!("{service}: reading {repository}")),
+        BuildEvent::Commit { commit, subject, branch } => {
+            let on = branch.as_ref().map(|branch| format!(" on {branch}")).unwrap_or_default();
+            let commit: String = commit.chars().take(10).collect();
+            printer.progress(format!("{service}: building {commit}{on}: {subject}"));
+        }
+        BuildEvent::Uncommitted { files } => {
+            printer.warning(format!(
+                "{service}: {files} files have changes that are in no commit, so not in the release"
+            ));
+        }
+        BuildEvent::Step { number, of, script } => {
+            printer.progress(format!("{service}: step {number} of {of}: {script}"));
+        }
+        BuildEvent::Line { text } => printer.progress(format!("{service} | {text}")),
+        BuildEvent::Packing => printer.detail(format!("{service}: reading and keeping the tree")),
     }
 }

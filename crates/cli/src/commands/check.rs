@@ -18,7 +18,8 @@ pub(crate) fn run(global: &Global, printer: &Printer) -> Result<Exit, Failure> {
     for (name, environment) in &fleet.environments {
         let hosts = environment.service_hosts().len();
         let balancers: Vec<String> = environment.balancers.iter().map(|balancer| balancer.title()).collect();
-        let behind = if balancers.is_empty() { String::new() } else { format!(" behind {}", balancers.join(", ")) };
+        let behind =
+            if balancers.is_empty() { String::new() } else { format!(" behind {}", balancers.join(", ")) };
         printer.result(format!("environment {name}: {hosts} hosts{behind}"));
     }
     printer.result("no mistakes");

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
 use greenlight_controller::{ControllerLease, PrepareError, Prepared, Wanted, clock, prepare};
-use greenlight_depot::depot::Depot;
+use greenlight_depot::Depot;
 use greenlight_model::decision::Outcome;
 use greenlight_model::fleet::Environment;
 use greenlight_model::id::{ReleaseId, RolloutId, ServiceName};
-use greenlight_model::manifest::Release;
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::Direction;
 use greenlight_model::world::Light;
@@ -18,7 +17,7 @@ use serde_json::json;
 
 use crate::args::{Consent, Deploy, Global, Plan, Rollback, Targets};
 use crate::commands::operate::append;
-use crate::commands::{build, roll};
+use crate::commands::{build, releases, roll};
 use crate::describe;
 use crate::failure::{Exit, Failure};
 use crate::printer::{Printer, Verbosity};
@@ -65,14 +64,21 @@ fn start(
     }
     if let Some(gate) = shut.first() {
         let (Light::Green { why } | Light::Amber { why } | Light::Red { why }) = &gate.light;
-        return Err(Failure::new(Exit::Held, format!("gate `{}` is not green: {why}; nothing was changed", gate.name)));
+        return Err(Failure::new(
+            Exit::Held,
+            format!("gate `{}` is not green: {why}; nothing was changed", gate.name),
+        ));
     }
     if !is_agreed(consent, printer)? {
         return Err(Failure::new(Exit::Held, "not begun; nothing was changed"));
     }
     let Some(lease) = lease else { return Ok(Exit::Done) };
     let id = prepared.plan.id.clone();
-    append(project, &mut log, &RecordBody::RolloutStarted { plan: prepared.plan, services: prepared.services })?;
+    append(
+        project,
+        &mut log,
+        &RecordBody::RolloutStarted { plan: prepared.plan, services: prepared.services },
+    )?;
     roll::run(project, environment, log, &id, lease, printer)
 }
 
@@ -97,10 +103,9 @@ fn forward_targets(
     let mut targets = BTreeMap::new();
     for name in services(environment, wanted)? {
         let service = build::service(project, name)?;
-        let revision = environment.branch.clone().or_else(|| service.source.branch.clone());
-        let built = depot
-            .built(service, &project.directory, revision.as_deref())
-            .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+        let revision = environment.branch.as_deref();
+        let built = greenlight_depot::build::built_before(depot, service, &project.directory, revision)
+            .map_err(|error| Failure::from_error(build::exit(&error), &error))?;
         let release = match built {
             Some(release) => release,
             None => build::build_one(project, service, depot, revision, None, printer)?,
@@ -147,20 +152,7 @@ fn named(
     let asked = services(environment, wanted)?;
     let mut targets = BTreeMap::new();
     for text in &wanted.releases {
-        let (service, text) = match text.split_once('=') {
-            Some((service, text)) => {
-                let service: ServiceName = service.parse().map_err(|error| Failure::from_error(Exit::Usage, &error))?;
-                (Some(service), text)
-            }
-            // With one service there is nothing to choose.
-            None => (asked.first().filter(|_| asked.len() == 1).map(|name| (*name).clone()), text),
-        };
-        let release =
-            depot.find(service.as_ref(), text).map_err(|error| Failure::from_error(Exit::Usage, &error))?;
-        if !asked.contains(&&release.service) {
-            let message = format!("{} is a release of {}", release.title(), release.service);
-            return Err(Failure::usage(message).help(format!("{} has no hosts for it", environment.name)));
-        }
+        let release = releases::find(depot, &asked, text)?;
         if let Some(other) = targets.insert(release.service.clone(), release.id)
             && other != release.id
         {
@@ -191,8 +183,7 @@ fn preview(
 ) -> Result<Prepared, Failure> {
     let releases = depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let (_, gathered) = runtime()?.block_on(project.gather(environment, log))?;
-    let wanted =
-        Wanted { environment: environment.name.clone(), direction, targets, by: project.by.clone() };
+    let wanted = Wanted { environment: environment.name.clone(), direction, targets, by: project.by.clone() };
     let now = clock::now();
     let id: RolloutId = clock::rollout_id(&environment.name, now, &project.by);
     prepare(&project.fleet, log.history(), &releases, &gathered, &wanted, id, now).map_err(|error| {
@@ -214,7 +205,9 @@ fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: C
             .collect();
         let now = now.into_iter().collect::<Vec<_>>().join(", ");
         let line = format!("{service} in {}: {now} -> {}", prepared.plan.environment, world.title(*release));
-        say(format!("{} {}", line.bold(), if direction == Direction::Back { "(back)" } else { "" }).trim_end().to_owned());
+        say(format!("{} {}", line.bold(), if direction == Direction::Back { "(back)" } else { "" })
+            .trim_end()
+            .to_owned());
     }
     for gate in &world.gates {
         let (light, why) = match &gate.light {

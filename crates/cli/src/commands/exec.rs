@@ -27,8 +27,11 @@ pub(crate) fn run(global: &Global, exec: &Exec, printer: &Printer) -> Result<Exi
             return Err(failure.help(format!("it has {}", known.join(", "))));
         }
     }
-    let chosen: Vec<HostName> =
-        if exec.hosts.is_empty() { environment.service_hosts().into_iter().collect() } else { exec.hosts.clone() };
+    let chosen: Vec<HostName> = if exec.hosts.is_empty() {
+        environment.service_hosts().into_iter().collect()
+    } else {
+        exec.hosts.clone()
+    };
     let hosts = project.hosts(environment)?;
     let mut results = runtime()?.block_on(async {
         let mut calls = JoinSet::new();

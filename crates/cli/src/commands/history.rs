@@ -44,8 +44,12 @@ pub(crate) fn run(global: &Global, history: &History, printer: &Printer) -> Resu
     let mut rows = vec![["ROLLOUT", "WHEN", "BY", "WHAT", "ENDED"].map(str::to_owned).to_vec()];
     for rollout in &rollouts {
         let back = if rollout.plan.direction == Direction::Back { "back to " } else { "" };
-        let what: Vec<String> =
-            rollout.plan.targets.iter().map(|(service, release)| format!("{service} {back}{}", title(release))).collect();
+        let what: Vec<String> = rollout
+            .plan
+            .targets
+            .iter()
+            .map(|(service, release)| format!("{service} {back}{}", title(release)))
+            .collect();
         rows.push(vec![
             rollout.plan.id.to_string(),
             ago(rollout.started_at, now),
@@ -70,7 +74,9 @@ fn steps(
     printer: &Printer,
 ) -> Result<Exit, Failure> {
     if !log.history().rollouts.contains_key(id) {
-        return Err(Failure::usage(format!("there is no rollout {id}")).help("`greenlight history` lists them"));
+        return Err(
+            Failure::usage(format!("there is no rollout {id}")).help("`greenlight history` lists them")
+        );
     }
     let records: Vec<Record> = log
         .read_from(1)
@@ -120,7 +126,10 @@ fn line(body: &RecordBody, title: impl Fn(ReleaseId) -> String) -> Option<String
                 OperatorRequest::Resume => "resume",
                 OperatorRequest::Abort => "abort",
             };
-            format!("an operator asked to {word}{}", if why.is_empty() { String::new() } else { format!(": {why}") })
+            format!(
+                "an operator asked to {word}{}",
+                if why.is_empty() { String::new() } else { format!(": {why}") }
+            )
         }
         RecordBody::RolloutEnded { outcome, .. } => describe::outcome(outcome),
         RecordBody::ActionStarted { .. } | RecordBody::ReleaseMarked { .. } => return None,

@@ -23,7 +23,8 @@ pub(crate) fn run(global: &Global, hosts: &Hosts, printer: &Printer) -> Result<E
     for environment in project.environments(hosts.environment.as_ref())? {
         let (_, gathered) = runtime.block_on(project.gather(environment, &log))?;
         printer.result(environment.name.to_string().bold().to_string());
-        let rows: Vec<Vec<String>> = gathered.inventory.iter().map(|(host, seen)| row(environment, host, seen)).collect();
+        let rows: Vec<Vec<String>> =
+            gathered.inventory.iter().map(|(host, seen)| row(environment, host, seen)).collect();
         table(&rows).iter().for_each(|row| printer.result(row));
         all_answer &= gathered.inventory.values().all(|seen| seen.unreachable.is_none());
         documents.push(document(environment, &gathered.inventory));

@@ -23,7 +23,10 @@ pub(crate) fn hold(global: &Global, operator: &Operator, printer: &Printer) -> R
     let rollout = open_rollout(&project, &log, &operator.environment)?;
     ask(&project, &mut log, &rollout, OperatorRequest::Hold, &operator.reason)?;
     printer.result(format!("{rollout} is held: what is under way ends, nothing new begins"));
-    printer.progress(format!("go on with `greenlight resume {0}`, go back with `greenlight abort {0}`", operator.environment));
+    printer.progress(format!(
+        "go on with `greenlight resume {0}`, go back with `greenlight abort {0}`",
+        operator.environment
+    ));
     printer.json("hold", json!({ "rollout": rollout }));
     Ok(Exit::Done)
 }
@@ -61,7 +64,11 @@ fn take_over(
 }
 
 /// The rollout of the environment that has not ended.
-pub(crate) fn open_rollout(project: &Project, log: &Log, name: &EnvironmentName) -> Result<RolloutId, Failure> {
+pub(crate) fn open_rollout(
+    project: &Project,
+    log: &Log,
+    name: &EnvironmentName,
+) -> Result<RolloutId, Failure> {
     project.environment(name)?;
     log.history().open_rollout(name).map(|rollout| rollout.plan.id.clone()).ok_or_else(|| {
         Failure::usage(format!("no rollout of {name} is open"))

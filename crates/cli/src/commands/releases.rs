@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use greenlight_controller::clock;
+use greenlight_depot::Depot;
 use greenlight_model::id::{EnvironmentName, ReleaseId, ServiceName};
 use greenlight_model::manifest::Release;
 use greenlight_model::record::{History, RecordBody};
@@ -35,7 +36,8 @@ fn list(project: &Project, only: Option<&ServiceName>, printer: &Printer) -> Res
         .collect();
     let runs = runs(project, history);
     let now = clock::now();
-    let mut rows = vec![["SERVICE", "LABEL", "ID", "COMMIT", "BUILT", "RUNS IN", ""].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["SERVICE", "LABEL", "ID", "COMMIT", "BUILT", "RUNS IN", ""].map(str::to_owned).to_vec()];
     for release in &releases {
         let bad = history.bad.get(&release.id).map(|why| format!("bad: {why}")).unwrap_or_default();
         rows.push(vec![
@@ -81,25 +83,43 @@ fn runs(project: &Project, history: &History) -> BTreeMap<(EnvironmentName, Serv
 }
 
 fn runs_in(runs: &BTreeMap<(EnvironmentName, ServiceName), ReleaseId>, release: ReleaseId) -> Vec<String> {
-    runs.iter().filter(|(_, id)| **id == release).map(|((environment, _), _)| environment.to_string()).collect()
+    runs.iter()
+        .filter(|(_, id)| **id == release)
+        .map(|((environment, _), _)| environment.to_string())
+        .collect()
 }
 
 fn mark(project: &Project, text: &str, bad: Option<&str>, printer: &Printer) -> Result<Exit, Failure> {
     let depot = project.depot()?;
     let mut log = project.log()?;
-    let (service, text) = match text.split_once('=') {
-        Some((service, text)) => {
-            let service = service.parse().map_err(|error| Failure::from_error(Exit::Usage, &error))?;
-            (Some(service), text)
-        }
-        None => (None, text),
-    };
-    let release =
-        depot.find(service.as_ref(), text).map_err(|error| Failure::from_error(Exit::Usage, &error))?;
+    let services: Vec<&ServiceName> = project.fleet.services.keys().collect();
+    let release = find(&depot, &services, text)?;
     let body = RecordBody::ReleaseMarked { release: release.id, bad: bad.map(str::to_owned) };
     append(project, &mut log, &body)?;
     let word = if bad.is_some() { "bad; it is refused from now on" } else { "good" };
     printer.result(format!("{} {} is marked {word}", release.service, release.title()));
     printer.json("releases mark", json!({ "release": release.id, "bad": bad }));
     Ok(Exit::Done)
+}
+
+/// The release that `RELEASE` or `SERVICE=RELEASE` names, among these services.
+pub(crate) fn find(depot: &Depot, services: &[&ServiceName], text: &str) -> Result<Release, Failure> {
+    let (service, name) = match (text.split_once('='), services) {
+        (Some((service, name)), _) => {
+            let known = services.iter().find(|known| known.as_str() == service).ok_or_else(|| {
+                let known: Vec<&str> = services.iter().map(|service| service.as_str()).collect();
+                Failure::usage(format!("`{service}` is not a service that can be meant here"))
+                    .help(format!("there is {}", known.join(", ")))
+            })?;
+            (*known, name)
+        }
+        // With one service there is nothing to choose.
+        (None, [only]) => (*only, text),
+        (None, several) => {
+            let known: Vec<String> = several.iter().map(|service| format!("{service}={text}")).collect();
+            return Err(Failure::usage(format!("whose release is `{text}`?"))
+                .help(format!("say {}", known.join(" or "))));
+        }
+    };
+    depot.find(service, name).map_err(|error| Failure::from_error(Exit::Usage, &error))
 }

@@ -85,7 +85,10 @@ fn report(
                 std::time::Duration::try_from(took).ok()
             });
             let took = took.map(|took| format!(" in {}", greenlight_model::quantity::human_duration(took)));
-            let line = format!("{line}{}", took.filter(|_| matches!(outcome, Outcome::Done { .. })).unwrap_or_default());
+            let line = format!(
+                "{line}{}",
+                took.filter(|_| matches!(outcome, Outcome::Done { .. })).unwrap_or_default()
+            );
             match outcome {
                 Outcome::Done { .. } => printer.result(line.green().bold().to_string()),
                 _ => printer.result(line.red().bold().to_string()),
@@ -96,12 +99,15 @@ fn report(
             for wait in waits {
                 printer.result(format!("HELD: {}", describe::wait(wait, clock::now())));
             }
-            printer.progress(format!("go on with `greenlight resume {name}`, go back with `greenlight abort {name}`"));
+            printer.progress(format!(
+                "go on with `greenlight resume {name}`, go back with `greenlight abort {name}`"
+            ));
             Exit::Held
         }
         Ended::Detached => {
             printer.result(format!("DETACHED from {id}; the hosts are as they were left"));
-            printer.progress(format!("see `greenlight status {name}`; go on with `greenlight resume {name}`"));
+            printer
+                .progress(format!("see `greenlight status {name}`; go on with `greenlight resume {name}`"));
             Exit::Held
         }
     };
@@ -134,7 +140,8 @@ fn report(
 
 /// What signals mean here: once holds at the next safe point, twice lets go. SIGTERM holds.
 fn interrupts(live: &Live) -> Result<mpsc::Receiver<Interrupt>, Failure> {
-    let cannot = |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}"));
+    let cannot =
+        |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     // Two at most are ever sent: a hold and a detach.
@@ -150,7 +157,9 @@ fn interrupts(live: &Live) -> Result<mpsc::Receiver<Interrupt>, Failure> {
             };
             was_interrupted = true;
             live.say(match means {
-                Interrupt::Hold => "holding: what is under way ends, nothing new begins; ^C again lets go at once",
+                Interrupt::Hold => {
+                    "holding: what is under way ends, nothing new begins; ^C again lets go at once"
+                }
                 Interrupt::Detach => "letting go",
             });
             if sender.send(means).await.is_err() {

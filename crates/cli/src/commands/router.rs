@@ -31,7 +31,8 @@ pub(crate) fn run(router: &Router, printer: &Printer) -> Result<Exit, Failure> {
             }
             (Err(error), _) | (_, Err(error)) => {
                 // Without signals it stops as any process does that is killed: requests in flight are lost.
-                printer.warning(format!("cannot listen for signals, so stopping will not be graceful: {error}"));
+                printer
+                    .warning(format!("cannot listen for signals, so stopping will not be graceful: {error}"));
                 std::future::pending().await
             }
         }

@@ -103,7 +103,13 @@ fn show(
         is_well &= well;
         let claim = report.and_then(|report| report.ledger.claim.as_ref());
         let claimed = claim.map(|claim| format!("claimed by {} for {}", claim.holder, claim.rollout));
-        rows.push(vec![format!("  {instance}"), runs, state, describe_traffic(&traffic), claimed.unwrap_or_default()]);
+        rows.push(vec![
+            format!("  {instance}"),
+            runs,
+            state,
+            describe_traffic(&traffic),
+            claimed.unwrap_or_default(),
+        ]);
         documents.push(json!({
             "instance": instance,
             "release": report.and_then(|report| report.linked),
@@ -134,9 +140,12 @@ fn show(
                 }
             }
             Decision::Note(note) => printer.result(format!("    next: {}", describe::note(note))),
-            Decision::End(outcome) => printer.result(format!("    next: ends {}", describe::outcome(outcome))),
+            Decision::End(outcome) => {
+                printer.result(format!("    next: ends {}", describe::outcome(outcome)))
+            }
         }
-        open_document = json!({ "rollout": open.plan.id, "course": open.course, "held": open.held, "next": decision });
+        open_document =
+            json!({ "rollout": open.plan.id, "course": open.course, "held": open.held, "next": decision });
     } else if let Some(last) = history.of_environment(&environment.name).next()
         && let (Some(outcome), Some(ended_at)) = (&last.outcome, last.ended_at)
     {

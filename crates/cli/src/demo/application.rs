@@ -10,7 +10,8 @@ use crate::failure::{Exit, Failure};
 const LINE_BYTES_MAX: usize = 8 * 1024;
 
 pub(crate) fn run(application: &DemoApplication) -> Result<Exit, Failure> {
-    let cannot = |what: &str, error: std::io::Error| Failure::new(Exit::Failed, format!("cannot {what}: {error}"));
+    let cannot =
+        |what: &str, error: std::io::Error| Failure::new(Exit::Failed, format!("cannot {what}: {error}"));
     let version = std::fs::read_to_string("VERSION").map_err(|error| cannot("read VERSION", error))?;
     let page = std::fs::read_to_string("page.txt").map_err(|error| cannot("read page.txt", error))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, application.port))

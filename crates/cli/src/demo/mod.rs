@@ -69,36 +69,42 @@ pub(crate) fn run(global: &Global, demo: &args::Demo, printer: &Printer) -> Resu
 /// The four rollouts, with the load on them from the second on.
 fn play(global: &Global, site: &Site, story: &Printer) -> Result<(Vec<Phase>, Counts), Failure> {
     let interrupted = watch_for_interrupt()?;
-    let global = Global { file: Some(site.directory.join(crate::project::FLEET_FILE)), json: false, ..global.clone() };
+    let global =
+        Global { file: Some(site.directory.join(crate::project::FLEET_FILE)), json: false, ..global.clone() };
     let mut phases = Vec::new();
-    let mut phase = |name: &'static str, load: Option<&Load>, expected: Exit, back: bool| -> Result<(), Failure> {
-        if interrupted.load(Ordering::SeqCst) {
-            return Err(Failure::new(Exit::Held, "interrupted; the demo was taken down again"));
-        }
-        let before = load.map(Load::counts).unwrap_or_default();
-        let began = Instant::now();
-        let exit = roll(&global, back, story)?;
-        let after = load.map(Load::counts).unwrap_or_default();
-        phases.push(Phase {
-            name,
-            seconds: began.elapsed().as_secs_f64(),
-            exit: exit.code(),
-            expected_exit: expected.code(),
-            requests: after.requests - before.requests,
-            failed: after.failed - before.failed,
-        });
-        Ok(())
-    };
+    let mut phase =
+        |name: &'static str, load: Option<&Load>, expected: Exit, back: bool| -> Result<(), Failure> {
+            if interrupted.load(Ordering::SeqCst) {
+                return Err(Failure::new(Exit::Held, "interrupted; the demo was taken down again"));
+            }
+            let before = load.map(Load::counts).unwrap_or_default();
+            let began = Instant::now();
+            let exit = roll(&global, back, story)?;
+            let after = load.map(Load::counts).unwrap_or_default();
+            phases.push(Phase {
+                name,
+                seconds: began.elapsed().as_secs_f64(),
+                exit: exit.code(),
+                expected_exit: expected.code(),
+                requests: after.requests - before.requests,
+                failed: after.failed - before.failed,
+            });
+            Ok(())
+        };
     heading(story, "1. v1 goes out to three hosts that run nothing yet");
     site.commit("v1", "v1", "the first page")?;
     phase("deploy v1", None, Exit::Done, false)?;
 
-    let cannot = |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot start the load: {error}"));
+    let cannot =
+        |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot start the load: {error}"));
     let load = Load::start(site.router_address).map_err(cannot)?;
     heading(story, "2. v2 goes out wave by wave, while a load counts every request");
     site.commit("v2", "v2", "the second page")?;
     phase("deploy v2", Some(&load), Exit::Done, false)?;
-    heading(story, "3. v3 starts, but answers as something else: its probe finds that before a request reaches it");
+    heading(
+        story,
+        "3. v3 starts, but answers as something else: its probe finds that before a request reaches it",
+    );
     site.commit("v3", "v2-and-a-half", "the third page")?;
     phase("deploy v3, which is broken", Some(&load), Exit::Failed, false)?;
     heading(story, "4. one command goes back to the last release before v2 that was healthy everywhere");
@@ -125,7 +131,9 @@ fn tell(phases: &[Phase], counts: &Counts, began: Instant, printer: &Printer) ->
     let exit = if is_as_expected && counts.failed == 0 { Exit::Done } else { Exit::Failed };
     printer.result("");
     for phase in phases {
-        let verdict = if phase.exit == phase.expected_exit { "as expected".to_owned() } else {
+        let verdict = if phase.exit == phase.expected_exit {
+            "as expected".to_owned()
+        } else {
             format!("expected exit {}, got {}", phase.expected_exit, phase.exit)
         };
         printer.result(format!(
@@ -135,7 +143,12 @@ fn tell(phases: &[Phase], counts: &Counts, began: Instant, printer: &Printer) ->
     }
     let by_release: Vec<String> =
         counts.by_release.iter().map(|(release, answers)| format!("{release} {answers}")).collect();
-    let line = format!("{} requests, {} failed; answered by {}", counts.requests, counts.failed, by_release.join(", "));
+    let line = format!(
+        "{} requests, {} failed; answered by {}",
+        counts.requests,
+        counts.failed,
+        by_release.join(", ")
+    );
     printer.result(if exit == Exit::Done { line.green().to_string() } else { line.red().to_string() });
     for reason in &counts.reasons {
         printer.result(format!("  failed: {reason}"));
@@ -162,7 +175,8 @@ fn heading(story: &Printer, text: &str) {
 /// Set by ^C for the whole demo, so that it never dies without tidying up.
 fn watch_for_interrupt() -> Result<Arc<AtomicBool>, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
-    let cannot = |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}"));
+    let cannot =
+        |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
     let flag = Arc::clone(&interrupted);
     std::thread::Builder::new()

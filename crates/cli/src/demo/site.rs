@@ -50,22 +50,28 @@ impl Site {
         let program = std::env::current_exe().map_err(|error| cannot("find this program's file", &error))?;
         let name = format!("greenlight-demo-{}", clock::now().as_millisecond());
         let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir(&directory).map_err(|error| cannot(&format!("make {}", directory.display()), &error))?;
+        std::fs::create_dir(&directory)
+            .map_err(|error| cannot(&format!("make {}", directory.display()), &error))?;
         let [router, one, two, three] = free_ports()?;
         let ports = [one, two, three];
         write(&directory.join(FLEET_FILE), &fleet_file(&program, &directory, ports))?;
         write(&directory.join(".gitignore"), ".greenlight/\nhosts/\nrouter*\n")?;
         for host in HOSTS {
             let root = directory.join("hosts").join(host);
-            std::fs::create_dir_all(&root).map_err(|error| cannot(&format!("make {}", root.display()), &error))?;
+            std::fs::create_dir_all(&root)
+                .map_err(|error| cannot(&format!("make {}", root.display()), &error))?;
         }
         git(&directory, &["init", "--quiet", "--initial-branch", "main"])?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, router));
         let router = start_router(&program, &directory, address, ports)?;
         let site = Self { directory, program, router_address: address, router };
-        let text = serde_json::to_string(&site.router).map_err(|error| cannot("describe the router", &error))?;
+        let text =
+            serde_json::to_string(&site.router).map_err(|error| cannot("describe the router", &error))?;
         write(&site.directory.join("router.json"), &text)?;
-        story.progress(format!("three hosts and a router on http://{address}/, in {}", site.directory.display()));
+        story.progress(format!(
+            "three hosts and a router on http://{address}/, in {}",
+            site.directory.display()
+        ));
         Ok(site)
     }
 
@@ -73,11 +79,14 @@ impl Site {
     pub(crate) fn reopen(directory: &Path) -> Result<Self, Failure> {
         let path = directory.join("router.json");
         let text = std::fs::read_to_string(&path).map_err(|error| {
-            Failure::usage(format!("{} is not a demo's directory: cannot read {}: {error}", directory.display(), path.display()))
+            Failure::usage(format!(
+                "{} is not a demo's directory: cannot read {}: {error}",
+                directory.display(),
+                path.display()
+            ))
         })?;
-        let router: RouterProcess = serde_json::from_str(&text).map_err(|error| {
-            Failure::usage(format!("{} is not a demo's: {error}", path.display()))
-        })?;
+        let router: RouterProcess = serde_json::from_str(&text)
+            .map_err(|error| Failure::usage(format!("{} is not a demo's: {error}", path.display())))?;
         let program = std::env::current_exe().map_err(|error| cannot("find this program's file", &error))?;
         Ok(Self { directory: directory.to_owned(), program, router_address: router.address, router })
     }
@@ -98,7 +107,8 @@ impl Site {
         let directory = &self.directory;
         // Releases are read-only on purpose; the owner may write to their directories again before removing them.
         make_writable(directory);
-        std::fs::remove_dir_all(directory).map_err(|error| cannot(&format!("remove {}", directory.display()), &error))
+        std::fs::remove_dir_all(directory)
+            .map_err(|error| cannot(&format!("remove {}", directory.display()), &error))
     }
 
     /// Takes the service off every host that has it, as a rollout would.
@@ -198,7 +208,11 @@ fn start_router(
         .map_err(|error| cannot("describe the router's backends", &error))?;
     write(&directory.join("router-state.json"), &state)?;
     let log = directory.join("router.log");
-    let log = OpenOptions::new().create(true).append(true).open(&log).map_err(|error| cannot("open the router's log", &error))?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .map_err(|error| cannot("open the router's log", &error))?;
     let control = directory.join("router.sock");
     let child = Command::new(program)
         .args(["router", "--listen", &address.to_string(), "--control"])
@@ -274,7 +288,8 @@ fn free_ports<const N: usize>() -> Result<[u16; N], Failure> {
     let mut held = Vec::with_capacity(N);
     let mut ports = [0; N];
     for port in &mut ports {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| cannot("find a free port", &error))?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .map_err(|error| cannot("find a free port", &error))?;
         *port = listener.local_addr().map_err(|error| cannot("find a free port", &error))?.port();
         held.push(listener);
     }
@@ -283,7 +298,14 @@ fn free_ports<const N: usize>() -> Result<[u16; N], Failure> {
 
 fn git(directory: &Path, arguments: &[&str]) -> Result<(), Failure> {
     let output = Command::new("git")
-        .args(["-c", "user.name=Greenlight demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false"])
+        .args([
+            "-c",
+            "user.name=Greenlight demo",
+            "-c",
+            "user.email=demo@localhost",
+            "-c",
+            "commit.gpgsign=false",
+        ])
         .args(arguments)
         .current_dir(directory)
         .stdin(Stdio::null())
