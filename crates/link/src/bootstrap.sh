@@ -26,7 +26,7 @@ holds() {
 takes() {
   mkdir -p "$1" 2>/dev/null; is_ours "$1" && chmod 700 "$1" &&
   part="$1/$name.$$.part" &&
-  ( echo "#!/bin/sh" > "$part" && chmod 700 "$part" && "$part" ) < /dev/null > /dev/null 2>&1 || { forget; part=; return 1; };
+  ( echo : > "$part" && chmod 700 "$part" && "$part" ) < /dev/null > /dev/null 2>&1 || { forget; part=; return 1; };
 };
 
 home=${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/greenlight;

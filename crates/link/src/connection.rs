@@ -51,6 +51,12 @@ struct Handle {
     pending: Arc<Mutex<Pending>>,
 }
 
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close.notify_one();
+    }
+}
+
 /// Who waits for what.
 #[derive(Debug)]
 enum Pending {
@@ -287,15 +293,17 @@ async fn live(
     end: watch::Sender<bool>,
 ) {
     let mut reading = std::pin::pin!(read_answers(&mut stdout, &pending));
-    let why = tokio::select! {
-        why = &mut reading => why,
+    let (why, grace) = tokio::select! {
+        why = &mut reading => (why, END_GRACE),
         why = writer.run(stdin) => {
             // Its input is closed: the agent ends by itself, and what it still says is heard until then.
-            let _ = tokio::time::timeout(END_GRACE, &mut reading).await;
-            why
+            match tokio::time::timeout(END_GRACE, &mut reading).await {
+                Ok(_) => (why, END_GRACE),
+                Err(_) => (why, Duration::ZERO),
+            }
         }
     };
-    let ending = life.end().await;
+    let ending = life.end(grace).await;
     let why = why.unwrap_or_else(|| format!("its process ended with {}", ending.describe()));
     *lock(&pending) = Pending::Lost(why);
     end.send_replace(true);
@@ -332,9 +340,18 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes until every handle is gone or the connection is closed. The reason for the end, unless the other side
-    /// just went away.
+    /// Writes until the connection is closed, even if the other side takes nothing any more. The reason for the end,
+    /// unless the other side just went away.
     async fn run(mut self, stdin: ChildStdin) -> Option<String> {
+        let close = Arc::clone(&self.close);
+        tokio::select! {
+            biased;
+            () = close.notified() => Some("it was closed".to_owned()),
+            why = self.write(stdin) => why,
+        }
+    }
+
+    async fn write(&mut self, stdin: ChildStdin) -> Option<String> {
         let mut pipe = BufWriter::with_capacity(WRITE_BUFFER_BYTES, stdin);
         loop {
             if self.messages.is_empty() && self.data.is_empty() && pipe.flush().await.is_err() {
@@ -342,12 +359,9 @@ impl Writer {
             }
             let frames = tokio::select! {
                 biased;
-                () = self.close.notified() => return Some("it was closed".to_owned()),
-                message = self.messages.recv() => match message {
-                    Some(message) => vec![message],
-                    None => return Some("it was closed".to_owned()),
-                },
+                Some(message) = self.messages.recv() => vec![message],
                 Some(batch) = self.data.recv() => batch,
+                else => return Some("it was closed".to_owned()),
             };
             for frame in frames {
                 match write_frame_async(&mut pipe, &frame).await {

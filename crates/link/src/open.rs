@@ -277,7 +277,8 @@ pub(crate) async fn greeting(
     let first = match tokio::time::timeout(timeout, read_frame_async(&mut process.stdout)).await {
         Ok(first) => first,
         Err(_) => {
-            let said = format!("its agent did not greet within {}", human_duration(timeout));
+            let heard = process.life.heard();
+            let said = format!("its agent did not greet within {}{heard}", human_duration(timeout));
             return Err(OpenProblem::TimedOut { said });
         }
     };

@@ -64,14 +64,20 @@ impl Process {
     pub(crate) async fn end(self) -> Ending {
         drop(self.stdin);
         drop(self.stdout);
-        self.life.end().await
+        self.life.end(END_GRACE).await
     }
 }
 
 impl Life {
-    /// Waits for the child, whose input is closed, to end, and kills it if it does not.
-    pub(crate) async fn end(mut self) -> Ending {
-        let status = match tokio::time::timeout(END_GRACE, self.child.wait()).await {
+    /// What it said last on standard error so far, for a child that is given up before its end; with a colon before it.
+    pub(crate) fn heard(&self) -> String {
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        clean_lines(tail.make_contiguous()).pop().map(|line| format!(": {line}")).unwrap_or_default()
+    }
+
+    /// Waits for the child, whose input is closed, to end, and kills it if it does not within `grace`.
+    pub(crate) async fn end(mut self, grace: Duration) -> Ending {
+        let status = match tokio::time::timeout(grace, self.child.wait()).await {
             Ok(status) => status.ok(),
             Err(_) => match self.child.start_kill() {
                 Ok(()) => self.child.wait().await.ok(),

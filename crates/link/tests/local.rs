@@ -289,6 +289,30 @@ async fn a_stage_that_is_dropped_ends_its_data() {
     connection.close().await;
 }
 
+#[tokio::test]
+async fn an_agent_that_takes_nothing_any_more_can_be_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pace");
+    let listener = UnixListener::bind(&path).unwrap();
+    let request = stage(20, 1 << 20, "", path.to_str().unwrap());
+    let objects = Objects::of(&request, 20, 1 << 20);
+    let connection = open().await;
+    let staging = tokio::spawn({
+        let connection = connection.clone();
+        async move { connection.stage(request, objects, PATIENCE, |_| {}, |_| {}).await }
+    });
+    // It has taken one object and gets no permission for the next.
+    let agent = tokio::task::spawn_blocking(move || {
+        let (mut agent, _) = listener.accept().unwrap();
+        agent.read_exact(&mut [0]).unwrap();
+        agent
+    });
+    let _agent = agent.await.unwrap();
+    connection.close().await;
+    let error = staging.await.unwrap().unwrap_err();
+    assert!(error.to_string().ends_with("during the staging: it was closed"), "{error}");
+}
+
 /// A release whose files are numbered, each of so many bytes; `commit` tells the test agent how to behave, and `label`
 /// is the socket on which it asks before it takes the next object.
 fn stage(files: u64, bytes: usize, commit: &str, label: &str) -> Request {
