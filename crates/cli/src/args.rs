@@ -168,6 +168,9 @@ pub(crate) struct Targets {
     /// Only this service; may be repeated.
     #[arg(long = "service", value_name = "SERVICE")]
     pub(crate) services: Vec<ServiceName>,
+    /// Only this host; may be repeated. The environment then runs mixed releases, which `status` shows.
+    #[arg(long = "host", value_name = "HOST")]
+    pub(crate) hosts: Vec<HostName>,
 }
 
 #[derive(Debug, Args)]

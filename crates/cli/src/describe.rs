@@ -126,17 +126,32 @@ pub(crate) fn ago(at: Timestamp, now: Timestamp) -> String {
 pub(crate) fn table(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or_default()
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| shown(cell)).max().unwrap_or_default()
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     rows.iter()
         .map(|row| {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+            let padded =
+                |(cell, width): (&String, &usize)| format!("{cell}{}", " ".repeat(width - shown(cell)));
+            row.iter().zip(&widths).map(padded).collect::<Vec<_>>().join("  ").trim_end().to_owned()
         })
         .collect()
+}
+
+/// How many columns of the screen a cell takes; colours take none.
+fn shown(cell: &str) -> usize {
+    anstream::adapter::strip_str(cell).to_string().chars().count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use owo_colors::OwoColorize;
+
+    #[test]
+    fn columns_align_whatever_their_colour() {
+        let rows = [vec!["a".green().to_string(), "x".to_owned()], vec!["long".to_owned(), "y".to_owned()]];
+        let lines = table(&rows).into_iter().map(|line| anstream::adapter::strip_str(&line).to_string());
+        assert_eq!(lines.collect::<Vec<_>>(), ["a     x", "long  y"]);
+    }
 }

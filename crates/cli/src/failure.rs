@@ -44,13 +44,21 @@ pub(crate) struct Failure {
     pub(crate) exit: Exit,
     pub(crate) message: String,
     pub(crate) help: Option<String>,
-    /// Problems in the fleet file, with its name and text.
-    pub(crate) problems: Option<(String, String, Vec<Problem>)>,
+    /// Mistakes in the fleet file.
+    pub(crate) mistakes: Option<Box<Mistakes>>,
+}
+
+/// Mistakes in a fleet file, with its name and text to show them in.
+#[derive(Debug)]
+pub(crate) struct Mistakes {
+    pub(crate) name: String,
+    pub(crate) text: String,
+    pub(crate) problems: Vec<Problem>,
 }
 
 impl Failure {
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), help: None, problems: None }
+        Self { exit, message: message.into(), help: None, mistakes: None }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {

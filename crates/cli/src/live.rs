@@ -162,7 +162,7 @@ impl Inner {
                 }
             }
             Event::Missing { objects } => {
-                self.message(instance, &format!("staging: lacks {} objects", objects.len()))
+                self.message(instance, &format!("staging: lacks {} objects", objects.len()));
             }
         }
     }

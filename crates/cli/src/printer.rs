@@ -99,8 +99,8 @@ impl Printer {
     /// Why a command did not succeed.
     pub(crate) fn failure(self, failure: &Failure) {
         let mut stderr = anstream::stderr();
-        if let Some((name, text, problems)) = &failure.problems {
-            let _ = write!(stderr, "{}", diagnose::render(name, text, problems));
+        if let Some(mistakes) = &failure.mistakes {
+            let _ = write!(stderr, "{}", diagnose::render(mistakes));
         }
         let _ = writeln!(stderr, "{} {}", "error:".red().bold(), failure.message);
         if let Some(help) = &failure.help {
@@ -112,7 +112,7 @@ impl Printer {
                 "exit": failure.exit.code(),
                 "message": failure.message,
                 "help": failure.help,
-                "problems": failure.problems.as_ref().map(|(name, text, problems)| diagnose::json(name, text, problems)),
+                "problems": failure.mistakes.as_deref().map(diagnose::json),
             }),
         );
     }

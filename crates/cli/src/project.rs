@@ -13,7 +13,7 @@ use greenlight_model::id::EnvironmentName;
 use greenlight_store::Log;
 
 use crate::args::Global;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, Mistakes};
 use crate::printer::Printer;
 
 /// The name of the fleet file.
@@ -40,7 +40,7 @@ impl Project {
             let mistakes = if count == 1 { "one mistake" } else { "mistakes" };
             let what = if count == 1 { mistakes.to_owned() } else { format!("{count} {mistakes}") };
             Failure {
-                problems: Some((name.clone(), text.clone(), problems)),
+                mistakes: Some(Box::new(Mistakes { name: name.clone(), text: text.clone(), problems })),
                 ..Failure::usage(format!("{name} has {what}; nothing was done"))
             }
         })?;

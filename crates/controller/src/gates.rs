@@ -45,7 +45,7 @@ fn after_light(
     let earlier = &after.environment;
     let latest = history
         .of_environment(earlier)
-        .find(|rollout| rollout.plan.targets.get(service) == Some(&release))
+        .find(|rollout| !rollout.plan.is_partial && rollout.plan.targets.get(service) == Some(&release))
         .map(|rollout| (&rollout.outcome, rollout.ended_at));
     let deploy_there = || format!("deploy it there first: greenlight deploy {earlier}");
     match latest {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use greenlight_model::Timestamp;
 use greenlight_model::fleet::{Fleet, Service};
-use greenlight_model::id::{EnvironmentName, Generation, PlanDigest, ReleaseId, RolloutId, ServiceName};
+use greenlight_model::id::{
+    EnvironmentName, Generation, HostName, PlanDigest, ReleaseId, RolloutId, ServiceName,
+};
 use greenlight_model::manifest::Release;
 use greenlight_model::record::History;
 use greenlight_model::rollout::{Direction, Plan, Rollout};
@@ -23,6 +25,8 @@ pub struct Wanted {
     pub direction: Direction,
     /// Which release of each service.
     pub targets: BTreeMap<ServiceName, ReleaseId>,
+    /// Only these hosts; all when empty.
+    pub hosts: BTreeSet<HostName>,
     /// Who asks: `user@machine`.
     pub by: String,
 }
@@ -113,8 +117,16 @@ pub fn prepare(
         }
     }
     let wanted_services: BTreeSet<ServiceName> = wanted.targets.keys().cloned().collect();
-    let instances: Vec<_> =
-        environment.instances().filter(|instance| wanted_services.contains(&instance.service)).collect();
+    let is_wanted = |host: &HostName| wanted.hosts.is_empty() || wanted.hosts.contains(host);
+    let instances: Vec<_> = environment
+        .instances()
+        .filter(|instance| wanted_services.contains(&instance.service) && is_wanted(&instance.host))
+        .collect();
+    let mut waves = greenlight_planner::waves(environment, &wanted_services, wanted.direction);
+    for wave in &mut waves {
+        wave.instances.retain(|instance| is_wanted(&instance.host));
+    }
+    waves.retain(|wave| !wave.instances.is_empty());
     let highest = instances
         .iter()
         .filter_map(|instance| Some(gathered.report(instance)?.ledger.generation))
@@ -129,10 +141,11 @@ pub fn prepare(
             .iter()
             .map(|instance| (instance.clone(), gathered.report(instance).and_then(|report| report.linked)))
             .collect(),
-        waves: greenlight_planner::waves(environment, &wanted_services, wanted.direction),
+        waves,
         generation: next_even(highest),
         started_by: wanted.by.clone(),
         digest: None,
+        is_partial: !wanted.hosts.is_empty(),
     };
     let services: BTreeMap<ServiceName, Service> = wanted
         .targets

@@ -81,6 +81,7 @@ fn world() -> World {
         generation: GENERATION,
         started_by: "op@desk".to_owned(),
         digest: None,
+        is_partial: false,
     };
     let facts =
         |title: &str| ReleaseFacts { title: title.to_owned(), service: "web".parse().unwrap(), bad: None };

@@ -391,6 +391,7 @@ mod tests {
             generation: Generation(1),
             started_by: "op@desk".to_owned(),
             digest: None,
+            is_partial: false,
         }
     }
 
@@ -451,6 +452,21 @@ mod tests {
         assert_eq!(log.way_back(3), Some(release(1)));
         log.write(RecordBody::ReleaseMarked { release: release(2), bad: None }).unwrap();
         assert_eq!(log.way_back(3), Some(release(2)));
+    }
+
+    #[test]
+    fn a_rollout_to_some_hosts_says_nothing_about_the_whole() {
+        let mut log = Log::default();
+        log.run(Direction::Forward, 1);
+        log.run(Direction::Forward, 2);
+        let mut some = plan("production-some", Direction::Back, 1);
+        some.is_partial = true;
+        log.write(RecordBody::RolloutStarted { plan: some, services: BTreeMap::new() }).unwrap();
+        let outcome = Outcome::Done { left_out: BTreeMap::new() };
+        let rollout = "production-some".parse().unwrap();
+        log.write(RecordBody::RolloutEnded { rollout, outcome, running: BTreeMap::new() }).unwrap();
+        let current = log.history.current(&"production".parse().unwrap(), &"web".parse().unwrap());
+        assert_eq!(current, Some(release(2)));
     }
 
     #[test]

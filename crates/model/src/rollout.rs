@@ -34,6 +34,10 @@ pub struct Plan {
     pub started_by: String,
     /// What its preview showed; an approval binds to it.
     pub digest: Option<PlanDigest>,
+    /// Whether hosts of the environment were left aside on purpose (`--host`): such a rollout says nothing about the
+    /// whole environment.
+    #[serde(default)]
+    pub is_partial: bool,
 }
 
 /// Forward to something new, or back to something that ran before.
@@ -187,6 +191,13 @@ pub struct Failure {
 }
 
 impl Rollout {
+    /// Whether it brought its targets to every host of the environment.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        !self.plan.is_partial
+            && matches!(&self.outcome, Some(Outcome::Done { left_out }) if left_out.is_empty())
+    }
+
     /// A rollout that has just started.
     #[must_use]
     pub fn new(plan: Plan, started_at: Timestamp) -> Self {

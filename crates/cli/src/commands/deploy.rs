@@ -1,13 +1,13 @@
 //! `plan`, `deploy` and `rollback`: one way from what was asked for to a plan, shown; then, if wanted, carried out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
 
 use greenlight_controller::{ControllerLease, PrepareError, Prepared, Wanted, clock, prepare};
 use greenlight_depot::Depot;
 use greenlight_model::decision::Outcome;
 use greenlight_model::fleet::Environment;
-use greenlight_model::id::{ReleaseId, RolloutId, ServiceName};
+use greenlight_model::id::{HostName, ReleaseId, RolloutId, ServiceName};
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::Direction;
 use greenlight_model::world::Light;
@@ -54,7 +54,8 @@ fn start(
         Direction::Forward => forward_targets(project, environment, wanted, &depot, printer)?,
         Direction::Back => back_targets(environment, wanted, &depot, &log)?,
     };
-    let prepared = preview(project, environment, &log, &depot, targets, direction)?;
+    let prepared =
+        preview(project, environment, &log, &depot, targets, wanted_hosts(environment, wanted)?, direction)?;
     show(&prepared, direction, printer, consent);
     let shut: Vec<&greenlight_model::world::Gate> =
         prepared.world.gates.iter().filter(|gate| !matches!(gate.light, Light::Green { .. })).collect();
@@ -173,17 +174,32 @@ fn services<'a>(environment: &'a Environment, wanted: &'a Targets) -> Result<Vec
     Ok(environment.hosts.keys().filter(is_meant).collect())
 }
 
+/// The hosts that are meant; empty for all.
+fn wanted_hosts(environment: &Environment, wanted: &Targets) -> Result<BTreeSet<HostName>, Failure> {
+    let known = environment.service_hosts();
+    match wanted.hosts.iter().find(|host| !known.contains(*host)) {
+        None => Ok(wanted.hosts.iter().cloned().collect()),
+        Some(host) => {
+            let known: Vec<&str> = known.iter().map(HostName::as_str).collect();
+            Err(Failure::usage(format!("no service of {} runs on `{host}`", environment.name))
+                .help(format!("its hosts are {}", known.join(", "))))
+        }
+    }
+}
+
 fn preview(
     project: &Project,
     environment: &Environment,
     log: &Log,
     depot: &Depot,
     targets: BTreeMap<ServiceName, ReleaseId>,
+    hosts: BTreeSet<HostName>,
     direction: Direction,
 ) -> Result<Prepared, Failure> {
     let releases = depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let (_, gathered) = runtime()?.block_on(project.gather(environment, log))?;
-    let wanted = Wanted { environment: environment.name.clone(), direction, targets, by: project.by.clone() };
+    let wanted =
+        Wanted { environment: environment.name.clone(), direction, targets, hosts, by: project.by.clone() };
     let now = clock::now();
     let id: RolloutId = clock::rollout_id(&environment.name, now, &project.by);
     prepare(&project.fleet, log.history(), &releases, &gathered, &wanted, id, now).map_err(|error| {
@@ -196,7 +212,7 @@ fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: C
     let world = &prepared.world;
     let say = |line: String| if consent.dry_run { printer.result(line) } else { printer.progress(line) };
     for (service, release) in &prepared.plan.targets {
-        let now: std::collections::BTreeSet<String> = prepared
+        let now: BTreeSet<String> = prepared
             .plan
             .baseline
             .iter()

@@ -33,7 +33,7 @@ pub(crate) fn run(router: &Router, printer: &Printer) -> Result<Exit, Failure> {
                 // Without signals it stops as any process does that is killed: requests in flight are lost.
                 printer
                     .warning(format!("cannot listen for signals, so stopping will not be graceful: {error}"));
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
     };

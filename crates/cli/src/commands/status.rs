@@ -92,7 +92,7 @@ fn show(
         let report = gathered.report(&instance);
         let traffic = traffic(environment, gathered, &instance);
         let (runs, state, well) = match report {
-            Some(report) => describe_instance(report, &title),
+            Some(report) => describe_instance(report, title),
             None => {
                 let observation = gathered.inventory.get(&instance.host);
                 let why = observation.and_then(|observation| observation.unreachable.as_ref());
@@ -141,7 +141,7 @@ fn show(
             }
             Decision::Note(note) => printer.result(format!("    next: {}", describe::note(note))),
             Decision::End(outcome) => {
-                printer.result(format!("    next: ends {}", describe::outcome(outcome)))
+                printer.result(format!("    next: ends {}", describe::outcome(outcome)));
             }
         }
         open_document =

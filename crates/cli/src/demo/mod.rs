@@ -116,7 +116,7 @@ fn play(global: &Global, site: &Site, story: &Printer) -> Result<(Vec<Phase>, Co
 fn roll(global: &Global, back: bool, story: &Printer) -> Result<Exit, Failure> {
     #[expect(clippy::expect_used, reason = "`demo` is an environment's name")]
     let environment = "demo".parse().expect("a name");
-    let targets = Targets { environment, releases: Vec::new(), services: Vec::new() };
+    let targets = Targets { environment, releases: Vec::new(), services: Vec::new(), hosts: Vec::new() };
     let consent = Consent { yes: true, dry_run: false };
     if back {
         deploy::rollback(global, &Rollback { targets, consent }, story)

@@ -164,6 +164,7 @@ impl Fleet {
             generation: Generation(2),
             started_by: "op@desk".to_owned(),
             digest: None,
+            is_partial: false,
         };
         let releases = numbered.iter().flat_map(|(service, number)| {
             [(false, "v1"), (true, "v2")].map(|(is_new, title)| {
