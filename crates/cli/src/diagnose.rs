@@ -15,12 +15,12 @@ pub(crate) fn render(mistakes: &Mistakes) -> String {
     for problem in problems {
         let length = problem.span.len().max(1);
         let mut diagnostic = MietteDiagnostic::new(problem.message.clone())
-            .with_code(problem.code)
             .with_severity(Severity::Error)
             .with_label(LabeledSpan::new_with_span(None, (problem.span.start, length)));
         if let Some(help) = &problem.help {
             diagnostic = diagnostic.with_help(help.clone());
         }
+        out.push('\n');
         let report = miette::Report::new(diagnostic).with_source_code(NamedSource::new(name, text.clone()));
         // Writing to a String cannot fail; a report that cannot be drawn is said plainly.
         if handler.render_report(&mut out, report.as_ref()).is_err() {

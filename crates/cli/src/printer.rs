@@ -100,7 +100,7 @@ impl Printer {
     pub(crate) fn failure(self, failure: &Failure) {
         let mut stderr = anstream::stderr();
         if let Some(mistakes) = &failure.mistakes {
-            let _ = write!(stderr, "{}", diagnose::render(mistakes));
+            let _ = writeln!(stderr, "{}", diagnose::render(mistakes).trim_start_matches('\n'));
         }
         let _ = writeln!(stderr, "{} {}", "error:".red().bold(), failure.message);
         if let Some(help) = &failure.help {
