@@ -1,1 +1,49 @@
 //! What runs on a host: places, activates, supervises, observes.
+//!
+//! [`serve`] speaks with one controller over a pair of streams: that is the whole agent, and nothing of it needs to run in between.
+//! [`supervise`] is the process that keeps another one running, on hosts that have neither systemd nor supervisord.
+//!
+//! ```text
+//! serve ─ handle ─┬─ observe, preflight, logs, socket        look
+//!                 ├─ stage, smoke, migrate                   beside what runs
+//!                 └─ activate ─ manager (systemd, supervisord, own) ─ probe
+//!                    ledger · run · plan · environment       what is remembered, and how a process is run
+//! ```
+//!
+//! Guarantees: the ledger is always whole; every request that changes an instance holds the instance's claim, and one that switches
+//! a generation above all before; a process is believed to run a release, or to be gone, only when that was seen.
+//! Not in here: which host is changed when (`planner`), and whether it may be (`interlock`).
+
+mod account;
+mod activate;
+mod command;
+mod context;
+mod environment;
+mod facts;
+mod failure;
+mod files;
+#[cfg(test)]
+mod fixture;
+mod handle;
+mod layout;
+mod ledger;
+mod logs;
+mod manager;
+mod migrate;
+mod observe;
+mod plan;
+mod poll;
+mod ports;
+mod preflight;
+mod probe;
+mod process;
+mod run;
+mod serve;
+mod smoke;
+mod socket;
+mod stage;
+mod supervise;
+mod version;
+
+pub use serve::{Agent, AgentFailure, serve};
+pub use supervise::supervise;

@@ -1,0 +1,123 @@
+//! Which part answers which request.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use greenlight_depot::host::HostDepot;
+use greenlight_link::message::{Reply, Request};
+use greenlight_model::Timestamp;
+use greenlight_model::host::{InstanceSpec, LedgerEvent};
+use greenlight_model::id::{ReleaseId, RolloutId};
+
+use crate::account::Account;
+use crate::activate;
+use crate::command::{self, RunError, Step};
+use crate::context::Context;
+use crate::failure::{OrHost as _, Outcome, host, passing};
+use crate::files;
+use crate::layout::Layout;
+use crate::ledger::{self, Change};
+use crate::logs;
+use crate::migrate;
+use crate::observe;
+use crate::preflight;
+use crate::smoke;
+use crate::socket;
+use crate::stage::{Piece, Stage};
+
+/// Does what is asked.
+pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Piece>) -> Outcome<Reply> {
+    match request {
+        Request::Observe { specs } => Ok(Reply::Observed(observe::observe(context, specs)?)),
+        Request::Preflight { spec, requires, release_bytes, release } => {
+            Ok(Reply::Checked(preflight::check(context, spec, requires, *release_bytes, *release)))
+        }
+        Request::Claim { spec, claim } => {
+            let layout = Layout::new(&spec.root);
+            ledger::update(&layout, |ledger| ledger::grant(ledger, claim, Timestamp::now()))
+                .map(Reply::Claimed)
+        }
+        Request::Unclaim { spec, rollout } => {
+            let layout = Layout::new(&spec.root);
+            ledger::update(&layout, |ledger| {
+                ledger::release(ledger, rollout);
+                Ok(Reply::Done)
+            })
+        }
+        Request::Stage { spec, release, manifest, rollout, secrets } => {
+            let stage = Stage { spec, mark: release, manifest, rollout, secrets };
+            stage.run(context, pieces).map(|()| Reply::Done)
+        }
+        Request::Smoke { spec, release } => smoke::smoke(context, spec, release).map(|()| Reply::Done),
+        Request::Migrate { spec, release, migration, rollout } => {
+            migrate::migrate(context, spec, release, migration, rollout).map(|()| Reply::Done)
+        }
+        Request::Activate { desired } => {
+            activate::activate(context, desired).map(|report| Reply::Instance(Box::new(report)))
+        }
+        Request::Confirm { spec, release, generation, rollout } => {
+            let report = activate::confirm(context, spec, *release, *generation, rollout)?;
+            Ok(Reply::Instance(Box::new(report)))
+        }
+        Request::Prune { spec, keep, keep_releases, rollout } => prune(spec, keep, *keep_releases, rollout),
+        Request::Socket { path, input, timeout } => socket::ask(path, input, *timeout).map(Reply::Output),
+        Request::Logs { spec, process, stream, lines, follow } => {
+            logs::show(context, spec, process.as_ref(), *stream, *lines, *follow).map(|()| Reply::Done)
+        }
+        Request::Exec { argv, directory, timeout } => exec(context, argv, directory.as_deref(), *timeout),
+    }
+}
+
+fn prune(
+    spec: &InstanceSpec,
+    keep: &std::collections::BTreeSet<ReleaseId>,
+    keep_releases: u32,
+    rollout: &RolloutId,
+) -> Outcome<Reply> {
+    let layout = Layout::new(&spec.root);
+    let _change = Change::begin(&layout, "pruning")?;
+    let ledger = ledger::load(&layout)?;
+    ledger::check_claim(&ledger, rollout, Timestamp::now())?;
+    let depot = HostDepot::open(layout.root()).or_host(|| format!("open {}", spec.root))?;
+    let mut kept = keep.clone();
+    kept.extend(
+        [ledger.active, ledger.previous, ledger.last_good, observe::linked(&layout)?].into_iter().flatten(),
+    );
+    let newest = usize::try_from(keep_releases).unwrap_or(usize::MAX);
+    let removed = depot.prune(&kept, newest).or_host(|| "prune releases".to_owned())?;
+    for id in &removed {
+        for path in [layout.secrets(*id), layout.run(*id)] {
+            files::remove_if_there(&path).or_host(|| format!("remove {}", path.display()))?;
+        }
+    }
+    if !removed.is_empty() {
+        ledger::update(&layout, |ledger| {
+            let names: Vec<String> = removed.iter().map(|id| id.short()).collect();
+            let generation = ledger.generation;
+            ledger::note(ledger, Timestamp::now(), LedgerEvent::Pruned, None, generation, names.join(" "));
+            Ok(())
+        })?;
+    }
+    Ok(Reply::Pruned(removed))
+}
+
+fn exec(context: &Context, argv: &[String], directory: Option<&str>, timeout: Duration) -> Outcome<Reply> {
+    let account = Account::own()?;
+    let environment: BTreeMap<String, String> = [
+        ("PATH", command::PATH),
+        ("HOME", &account.home),
+        ("USER", &account.name),
+        ("LOGNAME", &account.name),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    let step =
+        Step { argv, directory: directory.map(Path::new), environment: &environment, account: None, timeout };
+    match command::run(&step, &context.cancelled, &mut |stream, line| context.line(None, stream, line)) {
+        Ok(ended) => Ok(Reply::Exited { code: ended.status.code() }),
+        Err(error @ RunError::Disconnected { .. }) => Err(passing(error.to_string())),
+        Err(error) => Err(host(error.to_string())),
+    }
+}
