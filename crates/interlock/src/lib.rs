@@ -19,7 +19,8 @@
 //! Rule 9 (canary traffic is a lease) has no actions yet that could break it.
 //!
 //! Not in here: whether a step is useful, or which one comes first. In a decision of several steps each is to be judged
-//! with those begun before it in `World::in_flight`. The cost is at most linear in the instances of the rollout.
+//! with those begun before it: in `World::in_flight`, or by [`Interlock::begin`]. A moment costs at most linear time in the
+//! instances of the rollout, each further action in it next to none.
 
 mod permit;
 #[cfg(test)]
@@ -27,7 +28,7 @@ mod tests;
 
 use std::fmt;
 
-pub use permit::permit;
+pub use permit::{Interlock, permit};
 
 /// A rule of the interlock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,18 +1,46 @@
 //! The rules. Each is a function from the world and the action to a sentence, or to nothing when it has no objection.
 
-use std::collections::BTreeSet;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, Verb};
 use greenlight_model::host::LedgerEvent;
-use greenlight_model::id::{Instance, ReleaseId};
+use greenlight_model::id::{Generation, Instance, ReleaseId, ServiceName};
 use greenlight_model::rollout::Direction;
 use greenlight_model::world::{Light, Traffic, World};
 
 use crate::{Rule, Violation};
 
-type Check = fn(&World, &Action) -> Option<String>;
+/// Permits an action in the world as it is.
+///
+/// # Errors
+/// The first rule that it would break, with a sentence for the operator.
+pub fn permit(world: &World, action: &Action) -> Result<(), Violation> {
+    Interlock::new(world).permit(action)
+}
+
+/// The interlock of one moment: judges several actions that are to be begun together, each with those begun before it,
+/// and looks at the whole fleet only once.
+pub struct Interlock<'w> {
+    world: &'w World,
+    /// Actions under way or begun at this moment, by instance.
+    begun: HashMap<Instance, Vec<Action>>,
+    migrating: Option<Instance>,
+    /// Per service how many serve and are not being taken out; counted when first asked for.
+    serving: BTreeMap<ServiceName, OnceCell<usize>>,
+    red: OnceCell<Option<Red>>,
+    unproven: OnceCell<BTreeMap<&'w ServiceName, &'w Instance>>,
+}
+
+/// The first wave that is not proven, by its index, and who in it is not when the wave had been proven before.
+struct Red {
+    wave: usize,
+    broken: Option<Instance>,
+}
+
+type Check = fn(&Interlock<'_>, &Action) -> Option<String>;
 
 /// In this order, because a later rule may take for granted what an earlier one has judged.
 const CHECKS: [(Rule, Check); 9] = [
@@ -27,21 +55,90 @@ const CHECKS: [(Rule, Check); 9] = [
     (Rule::Capacity, capacity),
 ];
 
-/// Permits an action in the world as it is.
-///
-/// # Errors
-/// The first rule that it would break, with a sentence for the operator.
-pub fn permit(world: &World, action: &Action) -> Result<(), Violation> {
-    for (rule, check) in CHECKS {
-        if let Some(sentence) = check(world, action) {
-            return Err(Violation { rule, sentence });
+impl<'w> Interlock<'w> {
+    /// The interlock for this world, with what is in flight in it.
+    #[must_use]
+    pub fn new(world: &'w World) -> Self {
+        let services = world.environment.hosts.keys();
+        let mut interlock = Self {
+            world,
+            begun: HashMap::new(),
+            migrating: None,
+            serving: services.map(|service| (service.clone(), OnceCell::new())).collect(),
+            red: OnceCell::new(),
+            unproven: OnceCell::new(),
+        };
+        for in_flight in &world.in_flight {
+            interlock.begin(&in_flight.action);
         }
+        interlock
     }
-    Ok(())
+
+    /// Permits an action beside those that were begun.
+    ///
+    /// # Errors
+    /// The first rule that it would break, with a sentence for the operator.
+    pub fn permit(&self, action: &Action) -> Result<(), Violation> {
+        for (rule, check) in CHECKS {
+            if let Some(sentence) = check(self, action) {
+                return Err(Violation { rule, sentence });
+            }
+        }
+        Ok(())
+    }
+
+    /// From here on this action is under way.
+    pub fn begin(&mut self, action: &Action) {
+        let instance = action.instance();
+        if takes_out(action)
+            && !self.is_leaving(instance)
+            && self.world.serves(instance)
+            && let Some(serving) = self.serving.get_mut(&instance.service).and_then(OnceCell::get_mut)
+        {
+            *serving = serving.saturating_sub(1);
+        }
+        if action.verb() == Verb::Migrate {
+            self.migrating = Some(instance.clone());
+        }
+        self.begun.entry(instance.clone()).or_default().push(action.clone());
+    }
+
+    fn is_leaving(&self, instance: &Instance) -> bool {
+        self.begun.get(instance).is_some_and(|begun| begun.iter().any(takes_out))
+    }
+
+    /// How many instances of a service serve and are not being taken out.
+    fn serving(&self, service: &ServiceName) -> usize {
+        let count = || {
+            let all = self.world.environment.instances_of(service);
+            all.filter(|instance| !self.is_leaving(instance) && self.world.serves(instance)).count()
+        };
+        self.serving.get(service).map_or(0, |serving| *serving.get_or_init(count))
+    }
+
+    /// The first wave that is red.
+    fn red(&self) -> Option<&Red> {
+        self.red.get_or_init(|| first_red(self.world)).as_ref()
+    }
+
+    /// For each service the first instance, standbys not counted, that does not prove its release.
+    fn unproven(&self, service: &ServiceName) -> Option<&'w Instance> {
+        let first_of_each = || {
+            let standby = &self.world.environment.standby;
+            let active = self.world.rollout.plan.baseline.keys().filter(|one| !standby.contains(&one.host));
+            let mut firsts = BTreeMap::new();
+            for instance in active.filter(|instance| !is_proven(self.world, instance)) {
+                firsts.entry(&instance.service).or_insert(instance);
+            }
+            firsts
+        };
+        self.unproven.get_or_init(first_of_each).get(service).copied()
+    }
 }
 
 /// Rule 10.
-fn ownership(world: &World, action: &Action) -> Option<String> {
+fn ownership(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
+    let world = interlock.world;
     let instance = action.instance();
     let plan = &world.rollout.plan;
     if !plan.baseline.contains_key(instance) {
@@ -57,12 +154,12 @@ fn ownership(world: &World, action: &Action) -> Option<String> {
 }
 
 /// Rule 2.
-fn claim(world: &World, action: &Action) -> Option<String> {
+fn claim(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
+    let world = interlock.world;
     let instance = action.instance();
-    let other =
-        world.in_flight.iter().find(|begun| begun.action.instance() == instance && begun.action != *action);
-    if let Some(other) = other {
-        return Some(format!("{} is under way on {instance}", other.action.verb()));
+    let mut begun = interlock.begun.get(instance).into_iter().flatten();
+    if let Some(other) = begun.find(|begun| *begun != action) {
+        return Some(format!("{} is under way on {instance}", other.verb()));
     }
     let ledger = world.report(instance).map(|report| &report.ledger);
     let held = ledger.and_then(|ledger| ledger.claim.as_ref());
@@ -102,8 +199,9 @@ fn claim(world: &World, action: &Action) -> Option<String> {
 }
 
 /// Rule 6.
-fn migration(world: &World, action: &Action) -> Option<String> {
+fn migration(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
     let Action::Migrate { instance, release } = action else { return None };
+    let world = interlock.world;
     let rollout = &world.rollout;
     let service = &instance.service;
     if rollout.plan.direction == Direction::Back || is_going_back(world, instance) {
@@ -115,9 +213,10 @@ fn migration(world: &World, action: &Action) -> Option<String> {
     if rollout.migrations.contains_key(service) {
         return Some(format!("the migration of {service} was begun before in this rollout"));
     }
-    let migrates = |action: &Action| action.verb() == Verb::Migrate;
-    if let Some(other) = world.in_flight.iter().find(|begun| migrates(&begun.action)) {
-        return Some(format!("another migration is under way on {}", other.action.instance()));
+    if let Some(other) = &interlock.migrating
+        && other != instance
+    {
+        return Some(format!("another migration is under way on {other}"));
     }
     let ran_on = world.environment.instances_of(service).find(|instance| {
         world.report(instance).is_some_and(|report| {
@@ -129,7 +228,8 @@ fn migration(world: &World, action: &Action) -> Option<String> {
 }
 
 /// Rule 8.
-fn retention(world: &World, action: &Action) -> Option<String> {
+fn retention(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
+    let world = interlock.world;
     let instance = action.instance();
     match action {
         Action::Prune { keep, .. } => {
@@ -166,7 +266,8 @@ fn retention(world: &World, action: &Action) -> Option<String> {
 }
 
 /// Rule 4. Gates are for the beginning: what was begun under green lights may be finished.
-fn gates(world: &World, action: &Action) -> Option<String> {
+fn gates(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
+    let world = interlock.world;
     let rollout = &world.rollout;
     let has_begun = !rollout.touched.is_empty()
         || !rollout.drained_at.is_empty()
@@ -183,7 +284,8 @@ fn gates(world: &World, action: &Action) -> Option<String> {
 }
 
 /// Rule 5.
-fn order(world: &World, action: &Action) -> Option<String> {
+fn order(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
+    let world = interlock.world;
     if !is_forward_change(world, action) || action.verb() == Verb::Migrate {
         return None;
     }
@@ -192,35 +294,31 @@ fn order(world: &World, action: &Action) -> Option<String> {
     let Some(own) = waves.iter().position(|wave| wave.instances.contains(instance)) else {
         return Some(format!("{instance} is in no wave of the rollout"));
     };
-    for (index, wave) in waves[..own].iter().enumerate() {
-        let number = index + 1;
-        if !world.rollout.waves_proven.contains_key(&index) {
-            return Some(format!("{instance} is in wave {}, and wave {number} has not been proven", own + 1));
-        }
-        if let Some(broken) = wave.instances.iter().find(|earlier| !is_proven(world, earlier)) {
-            return Some(format!(
+    let red = interlock.red().filter(|red| red.wave < own)?;
+    let number = red.wave + 1;
+    Some(match &red.broken {
+        None => format!("{instance} is in wave {}, and wave {number} has not been proven", own + 1),
+        Some(broken) => {
+            format!(
                 "{instance} is in wave {}, and {broken} of wave {number} does not prove its release",
                 own + 1
-            ));
+            )
         }
-    }
-    None
+    })
 }
 
 /// Rule 7.
-fn fallback(world: &World, action: &Action) -> Option<String> {
+fn fallback(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
+    let world = interlock.world;
     if !is_forward_change(world, action) || action.verb() == Verb::Migrate {
         return None;
     }
     let instance = action.instance();
     let plan = &world.rollout.plan;
-    if world.environment.standby.contains(&instance.host) {
-        let mut active = plan.baseline.keys().filter(|other| {
-            other.service == instance.service && !world.environment.standby.contains(&other.host)
-        });
-        if let Some(other) = active.find(|other| !is_proven(world, other)) {
-            return Some(format!("{instance} is a standby, and {other} does not prove its release yet"));
-        }
+    if world.environment.standby.contains(&instance.host)
+        && let Some(other) = interlock.unproven(&instance.service)
+    {
+        return Some(format!("{instance} is a standby, and {other} does not prove its release yet"));
     }
     let own = plan.waves.iter().position(|wave| wave.instances.contains(instance))?;
     let after = plan.waves[own].after;
@@ -237,7 +335,8 @@ fn fallback(world: &World, action: &Action) -> Option<String> {
 }
 
 /// Rule 3.
-fn proof(world: &World, action: &Action) -> Option<String> {
+fn proof(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
+    let world = interlock.world;
     let Action::Admit { instance } = action else { return None };
     let (wanted, generation) = wanted(world, instance);
     let Some(wanted) = wanted else { return Some(format!("{instance} is to run nothing")) };
@@ -256,7 +355,8 @@ fn proof(world: &World, action: &Action) -> Option<String> {
 }
 
 /// Rule 1.
-fn capacity(world: &World, action: &Action) -> Option<String> {
+fn capacity(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
+    let world = interlock.world;
     let instance = action.instance();
     let is_drain = match action.verb() {
         Verb::Drain => true,
@@ -291,24 +391,29 @@ fn capacity(world: &World, action: &Action) -> Option<String> {
         return None;
     }
     let service = &instance.service;
-    let leaving: BTreeSet<&Instance> = world
-        .in_flight
-        .iter()
-        .filter(|begun| matches!(begun.action.verb(), Verb::Drain | Verb::Activate | Verb::Deactivate))
-        .map(|begun| begun.action.instance())
-        .chain([instance])
-        .collect();
-    let others = world
-        .environment
-        .instances_of(service)
-        .filter(|other| !leaving.contains(other) && world.serves(other));
-    let remaining = others.count();
+    let others = usize::from(!interlock.is_leaving(instance));
+    let remaining = interlock.serving(service).saturating_sub(others);
     let floor = floor(world, instance);
     (remaining < floor).then(|| {
         format!(
             "without {instance}, {remaining} instances of {service} would serve, and the floor is {floor}"
         )
     })
+}
+
+fn first_red(world: &World) -> Option<Red> {
+    let rollout = &world.rollout;
+    rollout.plan.waves.iter().enumerate().find_map(|(index, wave)| {
+        if !rollout.waves_proven.contains_key(&index) {
+            return Some(Red { wave: index, broken: None });
+        }
+        let broken = wave.instances.iter().find(|earlier| !is_proven(world, earlier))?;
+        Some(Red { wave: index, broken: Some(broken.clone()) })
+    })
+}
+
+fn takes_out(action: &Action) -> bool {
+    matches!(action.verb(), Verb::Drain | Verb::Activate | Verb::Deactivate)
 }
 
 /// On the way back no more can be asked than what served before: where nothing ran, nothing has to go on running.
@@ -346,7 +451,7 @@ fn is_going_back(world: &World, instance: &Instance) -> bool {
 }
 
 /// What the rollout wants of an instance now, and the generation that stands for it.
-fn wanted(world: &World, instance: &Instance) -> (Option<ReleaseId>, greenlight_model::id::Generation) {
+fn wanted(world: &World, instance: &Instance) -> (Option<ReleaseId>, Generation) {
     let plan = &world.rollout.plan;
     if is_going_back(world, instance) {
         (plan.baseline.get(instance).copied().flatten(), plan.generation.next())

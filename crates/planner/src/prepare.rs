@@ -22,9 +22,8 @@ use crate::view::{Facts, View};
 pub(crate) fn preflight(view: &View<'_>) -> Phase {
     let mut moves = Moves::default();
     let mut failures = Vec::new();
-    let checked = &view.rollout().checked;
     for facts in view.facts.iter().filter(|facts| !facts.is_left_out) {
-        if checked.contains(facts.instance) {
+        if facts.is_checked {
             continue;
         }
         match check(view, facts) {
@@ -88,7 +87,7 @@ fn impossible_floor(view: &View<'_>) -> BTreeSet<String> {
     let mut whys = BTreeSet::new();
     for (index, wave) in view.rollout().plan.waves.iter().enumerate() {
         for service in view.rollout().plan.targets.keys() {
-            let of_service = || view.wave(index).iter().filter(|facts| facts.instance.service == *service);
+            let of_service = || view.wave(index).filter(|facts| facts.instance.service == *service);
             let must_leave =
                 |facts: &Facts<'_>| facts.serves && facts.release.is_some_and(|release| !facts.runs(release));
             if !of_service().any(must_leave) {
@@ -153,6 +152,9 @@ fn claim(view: &View<'_>, facts: &Facts<'_>) -> Stand {
 /// of it is done does the first instance change.
 pub(crate) fn stage(view: &View<'_>) -> Phase {
     let (moves, failures) = staging(view);
+    if moves.is_empty() && failures.is_empty() {
+        return Phase::Over;
+    }
     conclude(view, &failures, moves, &mut Rooms::new(view))
 }
 

@@ -36,7 +36,7 @@ impl<'a> Rooms<'a> {
             let Some(room) = rooms.get_mut(&facts.instance.service) else { continue };
             *planned.entry(&facts.instance.service).or_default() += 1;
             room.serving += usize::from(facts.serves && !is_leaving(facts));
-            room.floor_back += usize::from(baseline.get(facts.instance).is_some_and(Option::is_some));
+            room.floor_back += usize::from(facts.baseline.is_some());
         }
         for (service, room) in &mut rooms {
             // Hosts that joined the fleet file after the plan was made serve as well, but are not this rollout's.

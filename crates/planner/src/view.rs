@@ -1,7 +1,8 @@
 //! The world arranged for one decision: what is known of each instance, looked up once.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Range;
+use std::iter::Peekable;
 use std::time::Duration;
 
 use greenlight_model::Timestamp;
@@ -9,16 +10,17 @@ use greenlight_model::action::{Blame, Verb};
 use greenlight_model::decision::Wait;
 use greenlight_model::host::{Claim, InstanceReport};
 use greenlight_model::id::{Generation, HostName, Instance, ReleaseId, ServiceName};
-use greenlight_model::rollout::{Failure, Rollout};
+use greenlight_model::rollout::{Failure, Rollout, Wave};
 use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{InFlight, Traffic, Unreachable, World};
 
 /// The world, arranged by instance.
 pub(crate) struct View<'a> {
     pub(crate) world: &'a World,
-    /// Every instance of the plan, wave by wave.
+    /// Every instance of the plan, in order of their names.
     pub(crate) facts: Vec<Facts<'a>>,
-    waves: Vec<Range<usize>>,
+    /// For each wave where its instances are in `facts`.
+    waves: Vec<Vec<usize>>,
     failures: BTreeMap<(&'a Instance, Verb), Vec<&'a Failure>>,
     /// The hosts of each service of the plan in the fleet file.
     pub(crate) hosts: BTreeMap<&'a ServiceName, HashSet<&'a HostName>>,
@@ -34,10 +36,14 @@ pub(crate) struct Facts<'a> {
     pub(crate) traffic: Traffic,
     pub(crate) serves: bool,
     pub(crate) in_flight: Option<&'a InFlight>,
+    /// What it ran before the rollout.
+    pub(crate) baseline: Option<ReleaseId>,
     /// What it is to run now; none takes the service off the host.
     pub(crate) release: Option<ReleaseId>,
     /// Under which generation.
     pub(crate) generation: Generation,
+    /// Whether it passed its preflight.
+    pub(crate) is_checked: bool,
     /// Whether this rollout has begun to switch it.
     pub(crate) is_touched: bool,
     pub(crate) is_left_out: bool,
@@ -58,17 +64,13 @@ impl<'a> View<'a> {
         for failure in &rollout.failures {
             failures.entry((failure.action.instance(), failure.action.verb())).or_default().push(failure);
         }
-        let mut facts = Vec::with_capacity(rollout.plan.baseline.len());
-        let mut waves = Vec::with_capacity(rollout.plan.waves.len());
-        for wave in &rollout.plan.waves {
-            let start = facts.len();
-            facts.extend(wave.instances.iter().map(|instance| {
-                let is_in_fleet =
-                    hosts.get(&instance.service).is_some_and(|hosts| hosts.contains(&instance.host));
-                Facts::new(world, instance, in_flight.get(instance).copied(), is_in_fleet)
-            }));
-            waves.push(start..facts.len());
-        }
+        let facts = all_facts(world, &hosts, &in_flight);
+        let by_instance: HashMap<&Instance, usize> =
+            facts.iter().enumerate().map(|(index, facts)| (facts.instance, index)).collect();
+        let places = |wave: &Wave| {
+            wave.instances.iter().filter_map(|instance| by_instance.get(instance).copied()).collect()
+        };
+        let waves = rollout.plan.waves.iter().map(places).collect();
         Self { world, facts, waves, failures, hosts }
     }
 
@@ -77,8 +79,8 @@ impl<'a> View<'a> {
     }
 
     /// The instances of one wave, by its index.
-    pub(crate) fn wave(&self, index: usize) -> &[Facts<'a>] {
-        self.waves.get(index).map_or(&[], |range| &self.facts[range.clone()])
+    pub(crate) fn wave<'v>(&'v self, index: usize) -> impl Iterator<Item = &'v Facts<'a>> + use<'v, 'a> {
+        self.waves.get(index).into_iter().flatten().filter_map(|place| self.facts.get(*place))
     }
 
     /// Whether this rollout has changed anything that clients or hosts would notice. Staged bytes and claims are not such a
@@ -137,15 +139,23 @@ impl<'a> View<'a> {
     }
 }
 
-impl<'a> Facts<'a> {
-    fn new(
-        world: &'a World,
-        instance: &'a Instance,
-        in_flight: Option<&'a InFlight>,
-        is_in_fleet: bool,
-    ) -> Self {
-        let rollout = &world.rollout;
-        let observation = world.inventory.get(&instance.host);
+/// Every instance with what is known of it, in one pass: what is looked up is ordered by host as the instances are, so
+/// each place is found from the one before it.
+fn all_facts<'a>(
+    world: &'a World,
+    hosts: &BTreeMap<&'a ServiceName, HashSet<&'a HostName>>,
+    in_flight: &HashMap<&'a Instance, &'a InFlight>,
+) -> Vec<Facts<'a>> {
+    let rollout = &world.rollout;
+    let plan = &rollout.plan;
+    let mut inventory = Cursor::new(world.inventory.iter());
+    let mut checked = Cursor::new(rollout.checked.iter().map(|instance| (instance, ())));
+    let mut touched = Cursor::new(rollout.touched.iter().map(|instance| (instance, ())));
+    let mut left_out = Cursor::new(rollout.left_out.iter());
+    let mut all = Vec::with_capacity(plan.baseline.len());
+    for (instance, baseline) in &plan.baseline {
+        let observation = inventory.seek(&instance.host);
+        let is_in_fleet = hosts.get(&instance.service).is_some_and(|hosts| hosts.contains(&instance.host));
         let report = observation
             .and_then(|observation| observation.report.as_ref())
             .and_then(|(_, report)| report.instances.get(&instance.service));
@@ -164,23 +174,54 @@ impl<'a> Facts<'a> {
                     unreachable.is_none() && report.is_some_and(|report| report.proven().is_some())
                 }
             };
-        let is_left_out = rollout.left_out.contains_key(instance);
-        let (release, generation) = rollout.desired(instance);
-        let is_touched = rollout.touched.contains(instance);
-        Self {
+        let is_left_out = left_out.seek(instance).is_some();
+        let (release, generation) = if rollout.is_turning_back() || is_left_out {
+            (*baseline, plan.generation.next())
+        } else {
+            (plan.targets.get(&instance.service).copied(), plan.generation)
+        };
+        all.push(Facts {
             instance,
             report,
             unreachable,
             traffic,
             serves,
-            in_flight,
+            in_flight: in_flight.get(instance).copied(),
+            baseline: *baseline,
             release,
             generation,
-            is_touched,
+            is_checked: checked.seek(instance).is_some(),
+            is_touched: touched.seek(instance).is_some(),
             is_left_out,
-        }
+        });
+    }
+    all
+}
+
+/// A place in an ordered map or set that only moves on.
+struct Cursor<I: Iterator>(Peekable<I>);
+
+impl<'a, K: Ord + 'a, V: Copy, I: Iterator<Item = (&'a K, V)>> Cursor<I> {
+    fn new(entries: I) -> Self {
+        Self(entries.peekable())
     }
 
+    /// What is at a key that is not before the last one asked for.
+    fn seek(&mut self, key: &K) -> Option<V> {
+        while let Some((known, value)) = self.0.peek() {
+            match (*known).cmp(key) {
+                Ordering::Less => {
+                    self.0.next();
+                }
+                Ordering::Equal => return Some(*value),
+                Ordering::Greater => return None,
+            }
+        }
+        None
+    }
+}
+
+impl<'a> Facts<'a> {
     /// The wait for the action that is under way on it.
     pub(crate) fn in_flight_wait(&self) -> Option<Wait> {
         self.in_flight.map(|in_flight| Wait::Action {

@@ -36,7 +36,7 @@ pub(crate) fn waves(view: &View<'_>) -> Phase {
 
 /// An instance of a proven wave that no longer proves its release has failed, whatever came after.
 fn watch<'a>(view: &View<'a>, index: usize, moves: &mut Moves, failures: &mut Vec<GivenUp<'a>>) {
-    for facts in view.wave(index).iter().filter(|facts| !facts.is_left_out) {
+    for facts in view.wave(index).filter(|facts| !facts.is_left_out) {
         let Some(release) = facts.release else { continue };
         let stand = match facts.report {
             None => out_of_reach(view, facts),
@@ -63,7 +63,7 @@ fn work<'a>(
     failures: &mut Vec<GivenUp<'a>>,
 ) -> bool {
     let plan = &view.rollout().plan;
-    let members = || view.wave(index).iter().filter(|facts| !facts.is_left_out);
+    let members = || view.wave(index).filter(|facts| !facts.is_left_out);
     let is_together = plan.waves[index].together;
     let may_admit = !is_together || members().all(is_ready);
     let stands: Vec<(&Facts<'a>, Stand)> =

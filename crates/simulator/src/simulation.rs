@@ -1,6 +1,6 @@
 //! Planner, interlock and records, run against a simulated world exactly as the controller runs them against hosts.
 
-use greenlight_interlock::{Violation, permit};
+use greenlight_interlock::{Interlock, Violation};
 use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, ActionDetail, ActionResult};
 use greenlight_model::decision::{Decision, Outcome, Running, Step, Wait};
@@ -113,10 +113,14 @@ impl<'f> Simulation<'f> {
     }
 
     fn begin(&mut self, steps: &[Step]) -> Result<(), SimulationError> {
+        let mut interlock = Interlock::new(self.world());
         for Step { action, .. } in steps {
-            if let Err(violation) = permit(self.world(), action) {
+            if let Err(violation) = interlock.permit(action) {
                 return Err(SimulationError::Interlock { action: Box::new(action.clone()), violation });
             }
+            interlock.begin(action);
+        }
+        for Step { action, .. } in steps {
             self.simulated.begin(action);
         }
         for Step { action, why } in steps {

@@ -55,7 +55,7 @@ mod forward {
                 "done",
             ],
         );
-        assert_eq!(run.trace[..3], ["preflight b/web a/web", "claim b/web a/web", "stage b/web a/web"]);
+        assert_eq!(run.trace[..3], ["preflight a/web b/web", "claim a/web b/web", "stage a/web b/web"]);
     }
 
     #[test]
@@ -304,8 +304,8 @@ mod forward {
         assert_eq!(
             run.trace[2..7],
             [
-                "stage b/api b/web a/web",
-                "smoke b/api b/web a/web",
+                "stage a/web b/api b/web",
+                "smoke a/web b/api b/web",
                 "migrate b/api",
                 "migrate a/web",
                 "activate v2 b/api, activate v2 b/web"
