@@ -3,6 +3,8 @@
 //! This enforces in every run, from `cargo metadata` alone, the part of `deny.toml` that decides over a crate.
 //! cargo-deny reads the licence files too; see `cargo xtask deny`.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 
 use crate::{Error, cargo, workspace_root};
@@ -15,7 +17,6 @@ struct Rules {
     graph: Graph,
     licenses: Licenses,
     bans: Bans,
-    sources: Sources,
 }
 
 #[derive(Debug, Deserialize)]
@@ -37,12 +38,6 @@ struct Bans {
 struct Ban {
     name: String,
     reason: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Sources {
-    allow_registry: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -90,10 +85,25 @@ pub(crate) fn check() -> Result<Vec<String>, Error> {
             problems.push(format!("{target}: {count} packages; at most {PACKAGES_MAX}"));
         }
         problems.extend(metadata.packages.iter().flat_map(|package| judge(package, &rules)));
+        problems.extend(registries(&metadata.packages));
     }
     problems.sort();
     problems.dedup();
     Ok(problems)
+}
+
+/// All packages come from one registry, the one that cargo uses by itself: a second one is named in a manifest or a
+/// setting, and is a mistake.
+fn registries(packages: &[Package]) -> Option<String> {
+    let sources: BTreeSet<&str> = packages
+        .iter()
+        .filter_map(|package| package.source.as_deref())
+        .filter(|source| source.starts_with("registry+"))
+        .collect();
+    (sources.len() > 1).then(|| {
+        let all: Vec<&str> = sources.into_iter().collect();
+        format!("packages come from several registries: {}", all.join(", "))
+    })
 }
 
 fn judge(package: &Package, rules: &Rules) -> Vec<String> {
@@ -109,11 +119,8 @@ fn judge(package: &Package, rules: &Rules) -> Vec<String> {
     }
     match &package.source {
         Some(source) => {
-            let registry = source.strip_prefix("registry+");
-            if !registry
-                .is_some_and(|address| rules.sources.allow_registry.iter().any(|known| known == address))
-            {
-                problems.push(format!("{name} {version}: comes from {source}, which is not allowed"));
+            if !source.starts_with("registry+") {
+                problems.push(format!("{name} {version}: comes from {source}, which is no registry"));
             }
         }
         None => {
@@ -200,7 +207,6 @@ mod tests {
             graph.targets = []
             licenses.allow = ["MIT"]
             bans.deny = [{ name = "openssl", reason = "C" }]
-            sources.allow-registry = ["https://index"]
             "#,
         )
         .unwrap();
@@ -220,8 +226,7 @@ mod tests {
         check(|package| package.license = None, "names no licence");
         check(|package| package.license = Some("GPL-3.0".into()), "GPL-3.0 is not allowed");
         check(|package| package.name = "openssl".into(), "banned, C");
-        check(|package| package.source = Some("git+https://index".into()), "which is not allowed");
-        check(|package| package.source = Some("registry+https://other".into()), "which is not allowed");
+        check(|package| package.source = Some("git+https://index".into()), "which is no registry");
         check(
             |package| {
                 let wild = Dependency { name: "any".into(), req: "*".into(), path: None };
@@ -229,5 +234,20 @@ mod tests {
             },
             "asks for any version of any",
         );
+    }
+
+    #[test]
+    fn a_second_registry_is_named() {
+        let from = |source: &str| Package {
+            name: "fine".into(),
+            version: "1.0.0".into(),
+            source: Some(source.into()),
+            license: Some("MIT".into()),
+            dependencies: Vec::new(),
+        };
+        let one = [from("registry+https://one"), from("registry+https://one")];
+        assert_eq!(registries(&one), None);
+        let two = [from("registry+https://one"), from("registry+https://two")];
+        assert!(registries(&two).is_some_and(|problem| problem.contains("https://two")));
     }
 }
