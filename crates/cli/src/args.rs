@@ -82,6 +82,8 @@ pub(crate) enum Command {
     Abort(Abort),
     /// List the rollouts of an environment, or the steps of one.
     History(History),
+    /// Write the deployment report of a rollout, from the records, in Markdown.
+    Report(Report),
     /// Show each host: whether it answers, what it is, how processes run there.
     Hosts(Hosts),
     /// Show the last lines of the logs of a service's processes.
@@ -153,6 +155,12 @@ pub(crate) enum ReleasesAction {
         /// It is good again.
         #[arg(long, conflicts_with = "bad")]
         good: bool,
+    },
+    /// Remove old releases from this project. What an environment runs, or could go back to, always stays.
+    Prune {
+        /// How many of the newest of each service stay as well.
+        #[arg(long, default_value_t = 10)]
+        keep: usize,
     },
 }
 
@@ -243,6 +251,12 @@ pub(crate) struct History {
     /// How many rollouts.
     #[arg(long, short = 'n', default_value_t = 20)]
     pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// Which rollout [default: the last one].
+    pub(crate) rollout: Option<RolloutId>,
 }
 
 #[derive(Debug, Args)]

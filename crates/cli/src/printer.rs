@@ -70,11 +70,14 @@ impl Printer {
         if !self.json || self.narrates {
             return;
         }
-        let mut document = serde_json::json!({ "version": JSON_VERSION, "command": command });
-        if let (Value::Object(document), Value::Object(body)) = (&mut document, body) {
-            document.extend(body);
+        let _ = writeln!(anstream::stdout(), "{:#}", document(command, body));
+    }
+
+    /// One of several documents, each on a line of its own: for results that come as they happen.
+    pub(crate) fn json_line(self, command: &str, body: Value) {
+        if self.json {
+            let _ = writeln!(anstream::stdout(), "{}", document(command, body));
         }
-        let _ = writeln!(anstream::stdout(), "{document:#}");
     }
 
     /// A line about what is going on.
@@ -116,4 +119,13 @@ impl Printer {
             }),
         );
     }
+}
+
+/// A document with what every one begins with.
+fn document(command: &str, body: Value) -> Value {
+    let mut document = serde_json::json!({ "version": JSON_VERSION, "command": command });
+    if let (Value::Object(document), Value::Object(body)) = (&mut document, body) {
+        document.extend(body);
+    }
+    document
 }

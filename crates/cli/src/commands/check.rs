@@ -16,11 +16,14 @@ pub(crate) fn run(global: &Global, printer: &Printer) -> Result<Exit, Failure> {
         printer.result(format!("service {name}: {runs}"));
     }
     for (name, environment) in &fleet.environments {
-        let hosts = environment.service_hosts().len();
+        let hosts = match environment.service_hosts().len() {
+            1 => "1 host".to_owned(),
+            several => format!("{several} hosts"),
+        };
         let balancers: Vec<String> = environment.balancers.iter().map(|balancer| balancer.title()).collect();
         let behind =
             if balancers.is_empty() { String::new() } else { format!(" behind {}", balancers.join(", ")) };
-        printer.result(format!("environment {name}: {hosts} hosts{behind}"));
+        printer.result(format!("environment {name}: {hosts}{behind}"));
     }
     printer.result("no mistakes");
     printer.json(

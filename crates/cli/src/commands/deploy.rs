@@ -5,9 +5,9 @@ use std::io::{IsTerminal, Write};
 
 use greenlight_controller::{ControllerLease, PrepareError, Prepared, Wanted, clock, prepare};
 use greenlight_depot::Depot;
-use greenlight_model::decision::Outcome;
+use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::fleet::Environment;
-use greenlight_model::id::{HostName, ReleaseId, RolloutId, ServiceName};
+use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId, ServiceName};
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::Direction;
 use greenlight_model::world::Light;
@@ -167,7 +167,9 @@ fn named(
 fn services<'a>(environment: &'a Environment, wanted: &'a Targets) -> Result<Vec<&'a ServiceName>, Failure> {
     for name in &wanted.services {
         if !environment.hosts.contains_key(name) {
-            return Err(Failure::usage(format!("{} has no hosts for `{name}`", environment.name)));
+            let known: Vec<&str> = environment.hosts.keys().map(ServiceName::as_str).collect();
+            return Err(Failure::usage(format!("{} has no hosts for `{name}`", environment.name))
+                .help(format!("it has hosts for {}", known.join(", "))));
         }
     }
     let is_meant = |name: &&ServiceName| wanted.services.is_empty() || wanted.services.contains(name);
@@ -238,29 +240,57 @@ fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: C
             say(format!("  {host} {}: {}", "does not answer".red(), unreachable.why));
         }
     }
-    let is_short = !consent.dry_run && printer.verbosity < Verbosity::Verbose;
-    let mut wave = None;
-    for step in &prepared.preview.steps {
-        if step.wave != wave {
-            wave = step.wave;
-            if let Some(number) = wave {
-                let hosts: Vec<String> =
-                    prepared.plan.waves[number].instances.iter().map(ToString::to_string).collect();
-                say(format!("  wave {} of {}: {}", number + 1, prepared.plan.waves.len(), hosts.join(", ")));
-            }
-        }
-        if !is_short {
-            let what = describe::action(&step.action, |release| world.title(release));
-            say(format!("    {:<24} {what:<40} {}", step.action.instance().to_string(), step.why.dimmed()));
-        }
-    }
+    show_steps(prepared, !consent.dry_run && printer.verbosity < Verbosity::Verbose, &say);
     if let Some(outcome) = &prepared.preview.outcome
         && !matches!(outcome, Outcome::Done { .. })
     {
         say(format!("  would end: {}", describe::outcome(outcome)));
     }
-    for wait in &prepared.preview.waits {
+    // What a gate waits for stands beside its light.
+    for wait in prepared.preview.waits.iter().filter(|wait| !matches!(wait, Wait::Gate { .. })) {
         say(format!("  would wait: {}", describe::wait(wait, world.now)));
+    }
+}
+
+/// The waves, and unless it is to be short every step with its reason.
+fn show_steps(prepared: &Prepared, is_short: bool, say: &impl Fn(String)) {
+    let plan = &prepared.plan;
+    let runs_already = |(instance, release): (&Instance, &Option<ReleaseId>)| {
+        plan.targets.get(&instance.service).is_none_or(|target| *release == Some(*target))
+    };
+    if plan.baseline.iter().all(runs_already) {
+        say("  each host runs that already".to_owned());
+    }
+    let described: Vec<(String, String)> = prepared
+        .preview
+        .steps
+        .iter()
+        .map(|step| {
+            let what = describe::action(&step.action, |release| prepared.world.title(release));
+            (step.action.instance().to_string(), what)
+        })
+        .collect();
+    let instance_width = described.iter().map(|(instance, _)| instance.len()).max().unwrap_or_default();
+    let what_width = described.iter().map(|(_, what)| what.chars().count()).max().unwrap_or_default();
+    let mut last = None;
+    for (step, (instance, what)) in prepared.preview.steps.iter().zip(&described) {
+        if last != Some(step.wave) {
+            match step.wave {
+                Some(number) => {
+                    let hosts: Vec<String> =
+                        plan.waves[number].instances.iter().map(ToString::to_string).collect();
+                    say(format!("  wave {} of {}: {}", number + 1, plan.waves.len(), hosts.join(", ")));
+                }
+                None if is_short => {}
+                None if last.is_none() => say("  before the first wave".to_owned()),
+                None => say("  afterwards".to_owned()),
+            }
+            last = Some(step.wave);
+        }
+        if !is_short {
+            let why = step.why.dimmed();
+            say(format!("    {instance:<instance_width$}  {what:<what_width$}  {why}"));
+        }
     }
 }
 

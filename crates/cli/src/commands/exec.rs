@@ -39,19 +39,24 @@ pub(crate) fn run(global: &Global, exec: &Exec, printer: &Printer) -> Result<Exi
             let request = Request::Exec { argv: exec.command.clone(), directory: None, timeout };
             let (hosts, printer) = (Arc::clone(&hosts), *printer);
             calls.spawn(async move {
-                let mut output = Vec::new();
+                let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
                 let on_event = |event| {
                     if let Event::Line { stream, text, .. } = event {
                         match stream {
-                            Stream::Stdout => printer.result(format!("{host} | {text}")),
-                            Stream::Stderr => printer.progress(format!("{host} ! {text}")),
+                            Stream::Stdout => {
+                                printer.result(format!("{host} | {text}"));
+                                stdout.push(text);
+                            }
+                            Stream::Stderr => {
+                                printer.progress(format!("{host} ! {text}"));
+                                stderr.push(text);
+                            }
                         }
-                        output.push(text);
                     }
                 };
                 // The agent keeps to the timeout itself; the link waits a little longer for it to say so.
                 let result = hosts.call(&host, request, timeout + timeout / 2, on_event).await;
-                (host, result, output)
+                (host, result, stdout, stderr)
             });
         }
         calls.join_all().await
@@ -59,7 +64,7 @@ pub(crate) fn run(global: &Global, exec: &Exec, printer: &Printer) -> Result<Exi
     results.sort_by(|a, b| a.0.cmp(&b.0));
     let mut exit = Exit::Done;
     let mut documents = Vec::new();
-    for (host, result, output) in results {
+    for (host, result, stdout, stderr) in results {
         let (code, error) = match result {
             Ok(Reply::Exited { code }) => (code, None),
             Ok(other) => (None, Some(format!("unexpected answer {other:?}"))),
@@ -73,7 +78,8 @@ pub(crate) fn run(global: &Global, exec: &Exec, printer: &Printer) -> Result<Exi
             });
             printer.progress(format!("{host}: {}", why.red()));
         }
-        documents.push(json!({ "host": host, "code": code, "error": error, "output": output }));
+        documents
+            .push(json!({ "host": host, "code": code, "error": error, "stdout": stdout, "stderr": stderr }));
     }
     printer.json("exec", json!({ "hosts": documents }));
     Ok(exit)

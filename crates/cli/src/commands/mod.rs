@@ -12,6 +12,7 @@ pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod operate;
 pub(crate) mod releases;
+pub(crate) mod report;
 pub(crate) mod roll;
 pub(crate) mod router;
 pub(crate) mod status;

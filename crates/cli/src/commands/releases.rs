@@ -1,6 +1,6 @@
 //! `releases`: what was built and where it runs; marking one bad or good.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use greenlight_controller::clock;
 use greenlight_depot::Depot;
@@ -21,6 +21,7 @@ pub(crate) fn run(global: &Global, releases: &Releases, printer: &Printer) -> Re
     match &releases.action {
         None => list(&project, releases.service.as_ref(), printer),
         Some(ReleasesAction::Mark { release, bad, .. }) => mark(&project, release, bad.as_deref(), printer),
+        Some(ReleasesAction::Prune { keep }) => prune(&project, *keep, printer),
     }
 }
 
@@ -100,6 +101,56 @@ fn mark(project: &Project, text: &str, bad: Option<&str>, printer: &Printer) -> 
     printer.result(format!("{} {} is marked {word}", release.service, release.title()));
     printer.json("releases mark", json!({ "release": release.id, "bad": bad }));
     Ok(Exit::Done)
+}
+
+fn prune(project: &Project, newest: usize, printer: &Printer) -> Result<Exit, Failure> {
+    let depot = project.depot()?;
+    let log = project.log()?;
+    let releases = depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+    let keep = kept(log.history(), &releases, newest);
+    let removed = depot.prune(&keep).map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+    for release in releases.iter().filter(|release| removed.contains(&release.id)) {
+        printer.result(format!("removed {} {}", release.service, release.title()));
+    }
+    printer.result(format!("{} removed, {} stay", removed.len(), releases.len() - removed.len()));
+    printer.json("releases prune", json!({ "removed": removed }));
+    Ok(Exit::Done)
+}
+
+/// The newest of each service, and whatever any environment runs, was healthy with, or is on its way to or from.
+fn kept(history: &History, releases: &[Release], newest: usize) -> BTreeSet<ReleaseId> {
+    let mut seen: BTreeMap<&ServiceName, usize> = BTreeMap::new();
+    let mut keep: BTreeSet<ReleaseId> = releases
+        .iter()
+        .filter(|release| {
+            let count = seen.entry(&release.service).or_default();
+            *count += 1;
+            *count <= newest
+        })
+        .map(|release| release.id)
+        .collect();
+    for rollout in history.rollouts.values().filter(|rollout| rollout.outcome.is_none()) {
+        keep.extend(rollout.plan.targets.values().copied());
+        keep.extend(rollout.plan.baseline.values().flatten().copied());
+    }
+    let places: BTreeSet<(&EnvironmentName, &ServiceName)> = history
+        .rollouts
+        .values()
+        .flat_map(|rollout| rollout.plan.targets.keys().map(|service| (&rollout.plan.environment, service)))
+        .collect();
+    for (environment, service) in places {
+        let present = history.current(environment, service);
+        keep.extend(present);
+        keep.extend(history.way_back(environment, service, present));
+    }
+    let environments: BTreeSet<&EnvironmentName> =
+        history.rollouts.values().map(|rollout| &rollout.plan.environment).collect();
+    for environment in environments {
+        let last =
+            history.of_environment(environment).find_map(|rollout| history.running.get(&rollout.plan.id));
+        keep.extend(last.into_iter().flat_map(|running| running.values().flatten().copied()));
+    }
+    keep
 }
 
 /// The release that `RELEASE` or `SERVICE=RELEASE` names, among these services.

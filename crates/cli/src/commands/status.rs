@@ -115,7 +115,7 @@ fn show(
             "release": report.and_then(|report| report.linked),
             "proven": report.and_then(InstanceReport::proven),
             "report": report,
-            "traffic": describe_traffic(&traffic),
+            "traffic": traffic_document(&traffic),
             "unreachable": gathered.inventory.get(&instance.host).and_then(|seen| seen.unreachable.as_ref()),
         }));
     }
@@ -176,6 +176,16 @@ fn describe_instance(report: &InstanceReport, title: impl Fn(ReleaseId) -> Strin
 
 fn traffic(environment: &Environment, gathered: &Gathered, instance: &Instance) -> Traffic {
     greenlight_model::world::traffic(environment, &gathered.traffic, instance)
+}
+
+fn traffic_document(traffic: &Traffic) -> Value {
+    match traffic {
+        Traffic::None => Value::Null,
+        Traffic::Unknown { why } => json!({ "unknown": why }),
+        Traffic::Known { admitted, up, sessions } => {
+            json!({ "admitted": admitted, "up": up, "sessions": sessions })
+        }
+    }
 }
 
 fn describe_traffic(traffic: &Traffic) -> String {
