@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use greenlight_depot::Depot;
+use greenlight_interlock::Interlock;
 use greenlight_link::message::Request;
 use greenlight_model::action::Action;
 use greenlight_model::decision::{Decision, Outcome, Running, Step, Wait};
@@ -254,9 +255,9 @@ impl Controller {
     /// Begins every step that the interlock permits. A refusal means that planner and interlock disagree, which only
     /// a person can settle: the rollout holds and says so.
     fn begin(&mut self, world: &World, steps: Vec<Step>) -> Result<(), RunError> {
-        let mut world = world.clone();
+        let mut interlock = Interlock::new(world);
         for Step { action, why } in steps {
-            if let Err(violation) = greenlight_interlock::permit(&world, &action) {
+            if let Err(violation) = interlock.permit(&action) {
                 let sentence = violation.to_string();
                 (self.progress)(Progress::Interlock { action: action.clone(), sentence: sentence.clone() });
                 let why =
@@ -264,15 +265,14 @@ impl Controller {
                 self.append(&RecordBody::Noted { rollout: self.rollout.clone(), note: Note::Hold { why } })?;
                 return Ok(());
             }
+            interlock.begin(&action);
             self.append(&RecordBody::ActionStarted {
                 rollout: self.rollout.clone(),
                 action: action.clone(),
                 why: why.clone(),
             })?;
             (self.progress)(Progress::Started { action: action.clone(), why });
-            let in_flight = InFlight { action: action.clone(), since: clock::now() };
-            self.in_flight.push(in_flight.clone());
-            world.in_flight.push(in_flight);
+            self.in_flight.push(InFlight { action: action.clone(), since: clock::now() });
             self.spawn(action);
         }
         Ok(())
