@@ -83,6 +83,11 @@ impl Activation<'_> {
         }
         let kind = manager::resolve(spec.manager);
         let run = Run::new(self.desired.clone(), kind, run::secrets_hash(&self.layout, mark.id)?);
+        // What runs needs nothing from the host any more, so nothing that is missing there may keep it from being told.
+        if self.is_already(mark, &run)? {
+            run.store(&self.layout, mark.id)?;
+            return self.note(LedgerEvent::Proven, "it was active already");
+        }
         let plans = spec
             .processes
             .values()
@@ -91,10 +96,6 @@ impl Activation<'_> {
         for (_, plan) in &plans {
             // A secret that is missing is found here, while everything still runs.
             plan.secret_variables()?;
-        }
-        if self.is_already(mark, &run)? {
-            run.store(&self.layout, mark.id)?;
-            return self.note(LedgerEvent::Proven, "it was active already");
         }
         let manager = manager::of(kind, self.context.site(spec));
         manager.check(&spec.processes.keys().collect::<Vec<_>>())?;

@@ -42,6 +42,7 @@ mod serve;
 mod smoke;
 mod socket;
 mod stage;
+mod strays;
 mod supervise;
 mod version;
 

@@ -83,6 +83,7 @@ impl Plan {
             })?),
         };
         let mut variables = base_variables(spec, mark);
+        variables.insert("GREENLIGHT_PROCESS".to_owned(), process.name.to_string());
         if let Some(port) = place.port {
             variables.insert("PORT".to_owned(), port.to_string());
         }

@@ -24,6 +24,7 @@ use crate::ports;
 use crate::probe::{self, Start, Target};
 use crate::process::{self, Identity};
 use crate::run::Run;
+use crate::strays;
 use crate::supervise;
 
 /// Starts each process that has a smoke port, proves it there, and stops it.
@@ -87,6 +88,11 @@ fn try_out(
     process: &Process,
     smoke: &Smoke,
 ) -> Outcome<()> {
+    // An agent that was killed during an earlier smoke start has left it behind.
+    for stray in strays::find(layout, &spec.service, &process.name, Some(smoke.port))? {
+        supervise::end(stray, process.stop_timeout)
+            .or_host(|| format!("end an earlier smoke start of process {} ({})", process.name, stray.pid))?;
+    }
     if let Some(listener) = ports::listener(smoke.port)? {
         let (port, who) = (smoke.port, listener.who());
         return Err(host(format!("the smoke port {port} of process {} is held by {who}", process.name)));

@@ -21,6 +21,7 @@ use crate::files::{self, Lock};
 use crate::plan::Plan;
 use crate::poll;
 use crate::process::{self, Identity};
+use crate::strays;
 use crate::supervise::{self, State};
 
 /// Our own supervision.
@@ -130,7 +131,10 @@ impl Manager for Own {
         }
         // Read again: the supervisor may have started the process once more before it heard.
         let Some(state) = supervise::read_state(&directory)? else { return Ok(()) };
-        if let Some(child) = state.child_of_this_boot()? {
+        let known = state.child_of_this_boot()?;
+        // A supervisor that was killed may have started one that it did not write down.
+        let strays = strays::find(&self.site.layout, &self.site.service, process, None)?;
+        for child in known.into_iter().chain(strays) {
             supervise::end(child, timeout).or_host(|| format!("stop process {process} ({})", child.pid))?;
         }
         supervise::write_state(&directory, &State { child: None, stopped: true, ..state })

@@ -30,6 +30,9 @@ const CONFIGURATION_BYTES_MAX: u64 = 1024 * 1024;
 /// Reads the variables of the file that is its first argument, and becomes the rest of its arguments.
 const START_SCRIPT: &str = "set -a; . \"$0\"; exec \"$@\"";
 
+/// How supervisord begins to say that a process ended before it counted as started.
+const EXITED_SOON: &str = "Exited too quickly";
+
 /// What is taken from supervisord's own configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Configuration {
@@ -223,9 +226,13 @@ fn live(info: &Value) -> Live {
     let text = |name: &str| info.member(name).and_then(Value::text).unwrap_or_default();
     let number = |name: &str| info.member(name).and_then(Value::number).unwrap_or_default();
     let ended = || {
-        let how = match text("spawnerr") {
-            "" => format!("it ended with exit status {}", number("exitstatus")),
-            error => error.to_owned(),
+        let how = match (text("spawnerr"), number("exitstatus")) {
+            // It does not say how then.
+            (error, _) if error.starts_with(EXITED_SOON) => "it ended as soon as it was started".to_owned(),
+            (error, _) if !error.is_empty() => error.to_owned(),
+            // It has no number for signals.
+            (_, -1) => "it was ended by a signal".to_owned(),
+            (_, status) => format!("it ended with exit status {status}"),
         };
         Live::Ended { why: format!("{how} (supervisord: {})", text("statename")) }
     };

@@ -22,6 +22,8 @@ pub(crate) const BOOTED: &str = "/run/systemd/system";
 /// The first line of every unit that is ours.
 const HEADER: &str = "# Written by greenlight. Changes are lost with the next activation.";
 const UNIT_BYTES_MAX: u64 = 1024 * 1024;
+/// The first that can append to log files, and that starts as we need it (`Type=exec`).
+const VERSION_MIN: u32 = 240;
 /// So many failures within [`RESTARTS_WITHIN_S`] seconds, and the process is given up.
 const RESTARTS_MAX: u32 = 5;
 const RESTARTS_WITHIN_S: u32 = 120;
@@ -155,7 +157,23 @@ impl Manager for Systemd {
             }
             Scope::System => {}
         }
-        self.order(&["show", "--property", "Version"], ANSWER_TIMEOUT)?;
+        let shown = self.systemctl(&["show", "--property", "Version"], ANSWER_TIMEOUT)?;
+        let digits: String = shown
+            .stdout
+            .chars()
+            .skip_while(|c| !c.is_ascii_digit())
+            .take_while(char::is_ascii_digit)
+            .collect();
+        match digits.parse::<u32>() {
+            Ok(version) if version >= VERSION_MIN => {}
+            Ok(version) => {
+                return Err(host(format!(
+                    "systemd {version} is too old: its units cannot append to log files before {VERSION_MIN}; use the manager `agent` \
+                     for this host"
+                )));
+            }
+            Err(_) => return Err(host(format!("systemd cannot be asked: {}", shown.stderr.trim()))),
+        }
         for process in processes {
             self.is_written(process)?;
         }

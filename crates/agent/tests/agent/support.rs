@@ -23,7 +23,7 @@ pub(crate) const ROLLOUT: &str = "test-1";
 
 /// An application in Python: answers `/health` and `/version`, tells its environment, and misbehaves as its file MODE says.
 const APPLICATION: &str = r#"
-import http.server, os, signal, sys, time
+import http.server, os, signal, socketserver, sys, time
 mode, version = open("MODE").read(), open("VERSION").read()
 print("starting", version, flush=True)
 print("mode", mode, file=sys.stderr, flush=True)
@@ -40,8 +40,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = {"/health": "ok", "/version": "v999" if mode == "wrong" else version}.get(self.path)
         if self.path == "/environment":
             body = "\n".join(f"{name}={value}" for name, value in sorted(os.environ.items()))
-        if self.path == "/pid":
-            body = str(os.getpid())
+        if self.path == "/arguments":
+            body = repr(sys.argv[2:]) + repr(os.getuid())
         self.send_response(200 if body else 404)
         self.end_headers()
         self.wfile.write((body or "").encode())
@@ -52,6 +52,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 class Server(http.server.HTTPServer):
     allow_reuse_address = True
+    def server_bind(self):
+        # Not its own: that one asks the name service who we are.
+        socketserver.TCPServer.server_bind(self)
 Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 "#;
 
@@ -81,6 +84,8 @@ impl Host {
 
     pub(crate) fn with_program(program: &Path) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        // Other accounts must get to their release.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let agent = Agent::with_program(program.to_owned());
         let (input, output, serving, facts) = connect(&agent);
         Self {
@@ -423,4 +428,18 @@ pub(crate) fn walk(directory: &Path) -> Vec<PathBuf> {
 /// Sends a signal such as `-9`.
 pub(crate) fn kill(pid: u32, signal: &str) {
     assert!(std::process::Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+/// The living members of a process group, as the kernel shows them.
+pub(crate) fn members_of(group: u32) -> Vec<String> {
+    let pids = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok());
+    let stats = pids.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+    stats
+        .filter(|stat| {
+            let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+            fields[2] == group.to_string() && fields[0] != "Z"
+        })
+        .collect()
 }

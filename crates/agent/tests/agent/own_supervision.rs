@@ -1,21 +1,18 @@
 //! The whole agent with a real application under its own supervision: real directories, processes, sockets.
 
-#[cfg(test)]
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
+use crate::support::{
+    Host, ROLLOUT, desired, free_port, get, is_alive, kill, members_of, mode_of, pid, process, release,
+    release_of, wait_until, walk, web,
+};
 use greenlight_link::message::{Event, Reply, Request, Stream};
 use greenlight_model::action::Blame;
 use greenlight_model::fleet::Smoke;
 use greenlight_model::host::{CheckOutcome, LedgerEvent, ProcessState};
 use greenlight_model::id::Generation;
-use support::{
-    Host, ROLLOUT, desired, free_port, get, is_alive, kill, mode_of, pid, process, release, release_of,
-    wait_until, walk, web,
-};
 
 #[test]
 fn a_release_goes_out_and_back() {
@@ -222,15 +219,7 @@ fn what_ignores_the_request_to_stop_is_killed_with_its_children() {
         let report = host.deploy(&spec, &release("v1", mode), generation);
         let group = pid(&report);
         host.clean_up(&spec, generation + 1);
-        let left: Vec<String> = fs::read_dir("/proc")
-            .unwrap()
-            .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok())
-            .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok())
-            .filter(|stat| {
-                let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-                fields[2] == group.to_string() && fields[0] != "Z"
-            })
-            .collect();
+        let left = members_of(group);
         assert!(left.is_empty(), "{mode}: {left:?}");
     }
 }
@@ -408,15 +397,27 @@ fn supervision_starts_again_gives_up_and_outlives_its_agent() {
     let third = pid(&host.deploy(&spec, &release("v2", "normal"), 2));
     assert!(!is_alive(second) && is_alive(third));
 
+    // The same when it was killed before it had written down what it started.
+    let third = pid(&host.observe(&spec));
+    let path = host.root().join(".greenlight/supervised/web/state.json");
+    let mut state: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let supervisor = u32::try_from(state["supervisor"]["pid"].as_u64().unwrap()).unwrap();
+    kill(supervisor, "-9");
+    wait_until("the supervisor ends", || !is_alive(supervisor));
+    state["child"] = serde_json::Value::Null;
+    fs::write(&path, state.to_string()).unwrap();
+    let fourth = pid(&host.deploy(&spec, &v1, 3));
+    assert!(!is_alive(third) && is_alive(fourth));
+
     // One that only fails is given up.
     fs::remove_file(host.root().join("current/MODE")).unwrap();
-    kill(third, "-9");
+    kill(fourth, "-9");
     wait_until("it is given up", || {
         let report = host.observe(&spec);
         let state = &report.processes.values().next().unwrap().state;
         matches!(state, ProcessState::Failed { why } if why.contains("not started again") && why.contains("MODE"))
     });
-    host.clean_up(&spec, 3);
+    host.clean_up(&spec, 4);
 }
 
 #[test]
@@ -551,4 +552,31 @@ fn line_of(event: &Event) -> Option<String> {
         Event::Line { text, .. } => Some(text.clone()),
         Event::Missing { .. } | Event::Phase { .. } => None,
     }
+}
+
+/// As root, a process gets its own account and what it must write; anybody else is told that this cannot be.
+#[test]
+fn processes_run_under_their_account() {
+    let mut host = Host::new();
+    let mut spec = host.spec();
+    spec.shared = vec!["data/".to_owned()];
+    web(&mut spec).user = Some("nobody".parse().unwrap());
+    let v1 = release("v1", "normal");
+    if !host.facts.is_root {
+        let check = &host.preflight(&spec, v1.mark.id)["user nobody"];
+        assert!(
+            check.outcome == CheckOutcome::Failed && check.found.contains("may not start it so"),
+            "{check:?}"
+        );
+        return;
+    }
+    host.deploy(&spec, &v1, 1);
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let uid = passwd.lines().find(|line| line.starts_with("nobody:")).unwrap().split(':').nth(2).unwrap();
+    assert_eq!(get(&spec, "/arguments"), format!("[]{uid}"));
+    use std::os::unix::fs::MetadataExt as _;
+    for path in ["shared/data", "logs/web.stdout"] {
+        assert_eq!(fs::metadata(host.root().join(path)).unwrap().uid().to_string(), uid, "{path}");
+    }
+    host.clean_up(&spec, 2);
 }
