@@ -69,3 +69,19 @@ impl ControllerLease {
         Ok(Self { _file: file })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_controller_is_told_who_the_first_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let environment = "production".parse().unwrap();
+        let lease = ControllerLease::take(directory.path(), &environment).unwrap();
+        let refused = ControllerLease::take(directory.path(), &environment).unwrap_err();
+        assert!(matches!(refused, LeaseError::Taken { pid, .. } if pid == std::process::id().to_string()));
+        drop(lease);
+        ControllerLease::take(directory.path(), &environment).unwrap();
+    }
+}
