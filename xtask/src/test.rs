@@ -143,19 +143,23 @@ fn prepare(options: &Options) -> Result<Option<String>, Error> {
             )));
         }
     }
-    if !options.includes(Part::Bed) {
-        return Ok(None);
-    }
     let is_root = rustix::process::geteuid().is_root();
-    if !is_root && !bed::sudo_works() {
+    let may_be_root = is_root || bed::sudo_works();
+    if options.includes(Part::Bed) && !may_be_root {
         let advice = "the bed of hosts needs root, and there is no sudo that works without a password; allow that, or run as root:\n  cargo xtask test\nor leave those tests out with:\n  cargo xtask test --only lint && cargo xtask test --only unit";
         return Ok(Some(advice.into()));
     }
-    let packages = required_packages();
-    if packages.is_empty() {
+    let missing = missing_packages(options);
+    if missing.is_empty() {
         return Ok(None);
     }
-    println!("installing {}", packages.join(" "));
+    let install = [&["install", "--yes", "--no-install-recommends"], &missing[..]].concat();
+    let advice =
+        format!("the tests need what is not installed; install it with:\n  apt-get {}", install.join(" "));
+    if !may_be_root {
+        return Ok(Some(advice));
+    }
+    println!("installing {}", missing.join(" "));
     let apt = |arguments: &[&str]| {
         let mut command = if is_root { Command::new("env") } else { Command::new("sudo") };
         if !is_root {
@@ -164,11 +168,38 @@ fn prepare(options: &Options) -> Result<Option<String>, Error> {
         command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--quiet"]).args(arguments);
         command.status().is_ok_and(|status| status.success())
     };
-    let install = [&["install", "--yes", "--no-install-recommends"], &packages[..]].concat();
-    if apt(&["update"]) && apt(&install) && required_packages().is_empty() {
-        return Ok(None);
+    let is_done = apt(&["update"]) && apt(&install) && missing_packages(options).is_empty();
+    Ok((!is_done).then_some(advice))
+}
+
+/// Programs that tests without a bed start for real, and the packages that have them.
+const UNIT_TOOLS: [(&str, &str); 5] = [
+    ("git", "git"),
+    ("haproxy", "haproxy"),
+    ("python3", "python3"),
+    ("ssh", "openssh-client"),
+    ("sshd", "openssh-server"),
+];
+
+fn missing_packages(options: &Options) -> Vec<&'static str> {
+    let mut packages = Vec::new();
+    if options.includes(Part::Unit) {
+        packages.extend(UNIT_TOOLS.iter().filter(|(tool, _)| !is_there(tool)).map(|(_, package)| *package));
     }
-    Ok(Some(format!("could not install what is missing; do it with:\n  apt-get {}", install.join(" "))))
+    if options.includes(Part::Bed) {
+        packages.extend(required_packages());
+    }
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+/// Whether a program is on the path, or where Debian has those of administrators.
+fn is_there(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .any(|directory| directory.join(tool).is_file())
 }
 
 fn bed_tests(options: &Options) -> Result<Counts, Error> {
@@ -179,6 +210,7 @@ fn bed_tests(options: &Options) -> Result<Counts, Error> {
         return Ok(Counts::of(false));
     }
     let program = target_directory()?.join("debug/greenlight");
+    let agent_tests = agent_tests()?;
     if !Base::is_ready()? {
         println!(
             "the first bed builds the base root of all hosts, once: about a minute, in {}",
@@ -189,16 +221,42 @@ fn bed_tests(options: &Options) -> Result<Counts, Error> {
     command
         .args(["test", "--package", "greenlight-testbed", "--test", "*", "--locked", "--no-fail-fast"])
         .env("GREENLIGHT_BIN", program)
+        .env("GREENLIGHT_AGENT_TESTS", agent_tests)
         .env("GREENLIGHT_BED", cache_directory())
         .env("RUST_TEST_THREADS", BEDS_AT_ONCE.to_string());
     if !rustix::process::geteuid().is_root() {
         // Only the tests themselves run as root, not the compiler.
         command.env(
             format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace('-', "_")),
-            "sudo -n --preserve-env=PATH,GREENLIGHT_BIN,GREENLIGHT_BED,GREENLIGHT_BED_KEEP,RUST_TEST_THREADS,RUST_BACKTRACE",
+            "sudo -n --preserve-env=PATH,GREENLIGHT_BIN,GREENLIGHT_AGENT_TESTS,GREENLIGHT_BED,GREENLIGHT_BED_KEEP,RUST_TEST_THREADS,RUST_BACKTRACE",
         );
     }
     tests(&mut command, options)
+}
+
+/// The agent's compiled integration tests, some of which are for hosts that they may change.
+fn agent_tests() -> Result<PathBuf, Error> {
+    #[derive(Deserialize)]
+    struct Built {
+        executable: Option<PathBuf>,
+        target: Target,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+    let output = cargo()
+        .args(["test", "--package", "greenlight-agent", "--test", "agent", "--no-run", "--locked"])
+        .args(["--message-format", "json"])
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(Error::system("start cargo test"))?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Built>(line).ok())
+        .filter(|built| built.target.name == "agent")
+        .find_map(|built| built.executable)
+        .ok_or_else(|| Error::Refused("the agent's tests do not build".into()))
 }
 
 /// Runs a command that is a check by itself.
