@@ -116,7 +116,7 @@ fn switch(view: &View<'_>, facts: &Facts<'_>, report: &InstanceReport, release: 
         let why = format!("{} is not on {} yet", view.title(release), instance.host);
         return agent_step(view, facts, Action::Stage { instance: instance.clone(), release }, why);
     }
-    if let Some(why) = crash(facts, report, release) {
+    if let Some(why) = crash(view, facts, report, release) {
         return Stand::Failed(why);
     }
     let generation = facts.generation;
@@ -246,7 +246,7 @@ pub(crate) fn balancer(view: &View<'_>, facts: &Facts<'_>) -> Stand {
 
 /// A switched instance that was proven under this generation and is no longer has crashed: trying again would go on
 /// for ever. One that was never proven was interrupted on the way, and may be tried again.
-fn crash(facts: &Facts<'_>, report: &InstanceReport, release: ReleaseId) -> Option<String> {
+fn crash(view: &View<'_>, facts: &Facts<'_>, report: &InstanceReport, release: ReleaseId) -> Option<String> {
     let ledger = &report.ledger;
     let is_ours = facts.is_touched
         && ledger.generation == facts.generation
@@ -264,7 +264,7 @@ fn crash(facts: &Facts<'_>, report: &InstanceReport, release: ReleaseId) -> Opti
         return None;
     }
     let why = report.why_not_proven(release)?;
-    Some(format!("it proved {} and no longer does: {why}", release.short()))
+    Some(format!("it proved {} and no longer does: {why}", view.title(release)))
 }
 
 fn newer(report: &InstanceReport, generation: Generation) -> Option<String> {

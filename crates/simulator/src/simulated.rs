@@ -124,6 +124,7 @@ impl<'f> SimulatedWorld<'f> {
     }
 
     fn end(&mut self, action: Action, fault: Option<Fault>) -> (Action, ActionResult) {
+        let fault = fault.or_else(|| self.disproof(&action));
         match &fault {
             Some(fault) if fault.takes_effect => self.succeed(&action),
             Some(fault) if fault.blame == Blame::Release => {
@@ -152,6 +153,13 @@ impl<'f> SimulatedWorld<'f> {
             }
             _ => {}
         }
+    }
+
+    /// A confirmation looks again, over a fresh connection: what has died meanwhile is not confirmed.
+    fn disproof(&self, action: &Action) -> Option<Fault> {
+        let Action::Confirm { instance, release, .. } = action else { return None };
+        let why = self.world.report(instance)?.why_not_proven(*release)?;
+        Some(Fault { why, blame: Blame::Release, takes_effect: false })
     }
 
     /// What stands in the way of an action in this very world.
