@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenlight_model::action::{Action, Verb};
-use greenlight_model::decision::{Decision, Step};
+use greenlight_model::decision::{Decision, Step, Wait};
 use greenlight_model::host::LedgerEvent;
 use greenlight_model::id::{HostName, ReleaseId, ServiceName};
 use greenlight_model::rollout::{Direction, MigrationState, Note};
-use greenlight_model::traffic::BalancerReport;
+use greenlight_model::traffic::{Admission, BalancerReport};
 
 use crate::decide::{Phase, conclude};
 use crate::failure::{GivenUp, Verdict, guilty, judge, list};
@@ -15,7 +15,7 @@ use crate::finish;
 use crate::instance::{Stand, agent_step, out_of_reach};
 use crate::moves::Moves;
 use crate::room::Rooms;
-use crate::view::{Facts, View};
+use crate::view::{Facts, View, later};
 
 /// Every instance is checked, all at once. One that fails refuses the rollout, and every failing one is named: so all
 /// answers are waited for. A host that cannot be reached has failed.
@@ -31,15 +31,23 @@ pub(crate) fn preflight(view: &View<'_>) -> Phase {
             stand => take(&mut moves, stand),
         }
     }
+    let unread = unread_balancers(view);
+    let is_late = later(view.rollout().started_at, view.world.environment.timeouts.connect) <= view.world.now;
+    if !is_late {
+        unread.iter().for_each(|(title, why)| {
+            moves.wait(Wait::Balancer { title: title.clone(), why: why.clone() });
+        });
+    }
     if !moves.is_empty() {
         return Phase::Decided(moves.proceed());
     }
-    let mut whys: Vec<String> = Vec::new();
+    let mut whys: Vec<String> = unread.into_iter().map(|(_, why)| why).collect();
     if !failures.is_empty() {
         whys.push(list(failures.iter().map(|failure| (failure.instance, failure.why.as_str()))));
     }
     if !view.has_changed() {
         whys.extend(unknown_servers(view));
+        whys.extend(servers_in_maintenance(view));
         whys.extend(impossible_floor(view));
     }
     if whys.is_empty() { Phase::Over } else { Phase::Decided(finish::refuse(view, whys.join("; "))) }
@@ -76,6 +84,44 @@ fn unknown_servers(view: &View<'_>) -> Vec<String> {
             .collect();
         if !missing.is_empty() {
             whys.push(format!("{} has no server {}", balancer.title(), missing.join(", ")));
+        }
+    }
+    whys
+}
+
+/// Balancers that cannot be read, and why, as long as nothing is claimed: a rollout does not begin without them. Later they
+/// are waited for.
+fn unread_balancers(view: &View<'_>) -> Vec<(String, String)> {
+    if view.has_changed() || view.facts.iter().any(|facts| facts.is_claimed(view.rollout())) {
+        return Vec::new();
+    }
+    let world = view.world;
+    let reports = world.environment.balancers.iter().zip(&world.traffic);
+    reports
+        .filter(|(balancer, _)| view.rollout().plan.targets.contains_key(&balancer.service))
+        .filter_map(|(balancer, report)| match report {
+            BalancerReport::Unreachable { why } => Some((balancer.title(), why.clone())),
+            BalancerReport::Servers(_) => None,
+        })
+        .collect()
+}
+
+/// A server that a person took out is not let in again by us, so a rollout over it could not end well.
+fn servers_in_maintenance(view: &View<'_>) -> Vec<String> {
+    let world = view.world;
+    let mut whys = Vec::new();
+    for (balancer, report) in world.environment.balancers.iter().zip(&world.traffic) {
+        let BalancerReport::Servers(servers) = report else { continue };
+        let of_service = view.facts.iter().filter(|facts| facts.instance.service == balancer.service);
+        let is_out =
+            |host| servers.get(host).is_some_and(|server| server.admission == Admission::Maintenance);
+        for facts in of_service.filter(|facts| is_out(&facts.instance.host)) {
+            let server = balancer.server(&facts.instance.host);
+            whys.push(format!(
+                "{} has server {server} in maintenance, where somebody put it by hand or by configuration; set it to \
+                 `drain` or `ready` there, or leave its host out of the rollout",
+                balancer.title()
+            ));
         }
     }
     whys

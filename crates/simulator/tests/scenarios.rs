@@ -11,7 +11,7 @@ use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::fleet::{BatchSize, Floor, OnFailure, Strategy};
 use greenlight_model::quantity::Percent;
 use greenlight_model::rollout::{Direction, MigrationState, OperatorRequest};
-use greenlight_model::traffic::{BalancerReport, ServerHealth};
+use greenlight_model::traffic::{Admission, BalancerReport, ServerHealth};
 use greenlight_model::world::{Gate, Light};
 use greenlight_simulator::{Fault, Faults, Turn, preview};
 use support::*;
@@ -451,6 +451,27 @@ mod refused {
     }
 
     #[test]
+    fn a_server_in_maintenance_is_found_before() {
+        let mut world = fleet("web: a b").world();
+        if let BalancerReport::Servers(servers) = &mut world.traffic[0] {
+            servers.get_mut(&host("b")).unwrap().admission = Admission::Maintenance;
+        }
+        check(
+            world,
+            Faults::default(),
+            "haproxy lb:9999 web has server b in maintenance, where somebody put it by hand or by configuration; set it to `drain` or `ready` there, or leave its host out of the rollout",
+        );
+    }
+
+    #[test]
+    fn a_balancer_that_does_not_answer_is_found_before() {
+        let mut world = fleet("web: a b").world();
+        world.traffic = vec![BalancerReport::Unreachable { why: "refused".to_owned() }];
+        world.now += world.environment.timeouts.connect;
+        check(world, Faults::default(), "refused");
+    }
+
+    #[test]
     fn a_bad_release_is_refused() {
         let mut world = Fleet { direction: Direction::Back, ..fleet("web: a b") }.world();
         for facts in world.releases.values_mut().filter(|facts| facts.title == "v2") {
@@ -590,6 +611,22 @@ mod back {
             "turn back, 0 bad: b/web: it proved v2 and no longer does: process main: it crashed"
         );
         assert!(run.trace.last().unwrap().starts_with("turned back"), "{}", run.trace.join("\n"));
+    }
+
+    /// Before it is confirmed, and between that and its admission.
+    #[test]
+    fn a_crash_right_after_the_proof_is_not_tried_again() {
+        for after_ms in [100, 600] {
+            let crash = |action: &Action| {
+                (action.release().unwrap().as_bytes()[0] == 2).then_some(Duration::from_millis(after_ms))
+            };
+            let run = run(fleet("web: a b").world(), Faults { crash: Box::new(crash), ..Faults::default() });
+            assert_eq!(run.trace.iter().filter(|line| line.starts_with("activate v2")).count(), 1);
+            assert_eq!(
+                run.trace.last().unwrap(),
+                "turned back: a/web: it proved v2 and no longer does: process main: it crashed"
+            );
+        }
     }
 
     #[test]
