@@ -62,7 +62,7 @@ pub(crate) fn instance(context: &Context, spec: &InstanceSpec) -> Outcome<Instan
             (ProcessState::Running { pid, .. }, Some(mark)) => {
                 let target = Target::new(process, &releases, mark, &others);
                 match Identity::of(*pid) {
-                    Some(identity) => probe::look(&target, identity),
+                    Some(identity) => probe::look_past_hiccups(&target, identity),
                     None => Answer::None { why: "it has just ended".to_owned() },
                 }
             }

@@ -22,6 +22,12 @@ use crate::process::Identity;
 
 /// How often a process that starts is asked.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+/// For how long a process that does not prove itself is asked again before that counts. Applications refuse a request now and
+/// then for reasons that are gone a moment later (a lock, a conflict of two health checks in one database); one such
+/// answer must not turn a rollout back.
+const HICCUP: Duration = Duration::from_secs(1);
+/// How often it is asked in that time.
+const HICCUP_INTERVAL: Duration = Duration::from_millis(200);
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a process must go on after its first proof, when it answers as the release.
@@ -74,6 +80,23 @@ impl<'a> Target<'a> {
 /// Looks once at a living process.
 pub(crate) fn look(target: &Target<'_>, identity: Identity) -> Answer {
     answer_of(target, identity).unwrap_or_else(|why| Answer::None { why })
+}
+
+/// Looks at a process that may have been proven before: what is wrong only for a moment is not taken for its state. An
+/// answer that names another release counts at once, and so does one that takes as long as a hiccup may.
+pub(crate) fn look_past_hiccups(target: &Target<'_>, identity: Identity) -> Answer {
+    let deadline = Instant::now() + HICCUP;
+    let mut last = look(target, identity);
+    let is_wrong = |answer: &Answer| matches!(answer, Answer::None { .. });
+    // The loop asks at least once more, which is too much for what does not answer at all.
+    if is_wrong(&last) && Instant::now() < deadline {
+        let settled = poll::until(HICCUP_INTERVAL, deadline, || {
+            last = look(target, identity);
+            Ok((!is_wrong(&last)).then_some(()))
+        });
+        debug_assert!(settled.is_ok(), "a look does not fail");
+    }
+    last
 }
 
 fn answer_of(target: &Target<'_>, identity: Identity) -> Result<Answer, String> {
@@ -310,23 +333,31 @@ mod tests {
         assert!(!names_release("\"\"", &mark));
     }
 
-    /// Answers every request on a port with one answer, as long as the test lives.
-    fn server(answer: &'static str) -> u16 {
+    /// Answers requests on a port with one answer after another, the last for ever, as long as the test lives.
+    fn server(answers: &'static [&'static str]) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
+            for (number, stream) in listener.incoming().enumerate() {
                 let mut stream = stream.unwrap();
                 let mut request = [0u8; 1024];
                 let _read = stream.read(&mut request).unwrap();
-                stream.write_all(answer.as_bytes()).unwrap();
+                stream.write_all(answers[number.min(answers.len() - 1)].as_bytes()).unwrap();
             }
         });
         port
     }
 
     fn check(answer: &'static str, expected: &str) {
-        let port = server(answer);
+        check_by(look, vec![answer].leak(), expected);
+    }
+
+    fn check_by(
+        look: impl Fn(&Target<'_>, Identity) -> Answer,
+        answers: &'static [&'static str],
+        expected: &str,
+    ) {
+        let port = server(answers);
         let (mark, others) = (fixture::mark(1, "v1"), [fixture::mark(2, "v2")]);
         let health = Health { http: Some("/health".to_owned()), release: Some("/version".to_owned()) };
         let name = "web".parse().unwrap();
@@ -339,7 +370,19 @@ mod tests {
             others: &others,
         };
         let found = format!("{:?}", look(&target, Identity::own().unwrap()));
-        assert!(found.contains(expected), "{answer:?}: {found}");
+        assert!(found.contains(expected), "{answers:?}: {found}");
+    }
+
+    #[test]
+    fn one_bad_answer_is_not_a_state() {
+        const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nv1";
+        const OTHER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nv2";
+        const REFUSED: &str = "HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n";
+        let (ours, theirs) = (fixture::mark(1, "").id.short(), fixture::mark(2, "").id.short());
+        check_by(look, &[REFUSED, GOOD], "answered 503");
+        check_by(look_past_hiccups, &[REFUSED, GOOD], &ours);
+        check_by(look_past_hiccups, &[REFUSED], "answered 503");
+        check_by(look_past_hiccups, &[OTHER, OTHER, GOOD], &theirs);
     }
 
     #[test]
