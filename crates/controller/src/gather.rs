@@ -195,7 +195,7 @@ impl Gatherer {
     pub async fn read_balancer(&self, index: usize) -> BalancerReport {
         match self.balancers[index].read().await {
             Ok(servers) => BalancerReport::Servers(servers),
-            Err(error) => BalancerReport::Unreachable { why: error.to_string() },
+            Err(error) => BalancerReport::Unreachable { why: error.problem.to_string() },
         }
     }
 }

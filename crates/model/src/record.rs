@@ -226,9 +226,7 @@ impl History {
     ) -> impl Iterator<Item = ReleaseId> + 'a {
         let mut last = None;
         self.of_environment(environment).filter_map(move |rollout| {
-            let is_whole =
-                matches!(&rollout.outcome, Some(Outcome::Done { left_out }) if left_out.is_empty());
-            let target = rollout.plan.targets.get(service).copied().filter(|_| is_whole)?;
+            let target = rollout.plan.targets.get(service).copied().filter(|_| rollout.is_whole())?;
             (last.replace(target) != Some(target)).then_some(target)
         })
     }
@@ -247,9 +245,7 @@ impl History {
         // last went forward; where no record shows one, at the top.
         let runs: Vec<(ReleaseId, Direction)> = self
             .of_environment(environment)
-            .filter(
-                |rollout| matches!(&rollout.outcome, Some(Outcome::Done { left_out }) if left_out.is_empty()),
-            )
+            .filter(|rollout| rollout.is_whole())
             .filter_map(|rollout| Some((*rollout.plan.targets.get(service)?, rollout.plan.direction)))
             .collect();
         let below = runs
@@ -305,6 +301,9 @@ fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, at: Tim
         if let Action::Migrate { instance, .. } = action {
             rollout.migrations.insert(instance.service.clone(), MigrationState::Failed);
         }
+        if is_of_former_course(rollout, action) {
+            return;
+        }
         rollout.failures.push(Failure { at, action: action.clone(), why: why.clone(), blame: *blame });
         return;
     }
@@ -327,6 +326,18 @@ fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, at: Tim
         }
         _ => {}
     }
+}
+
+/// Whether the action was begun before its instance turned back. What it ends with says nothing about the way back.
+fn is_of_former_course(rollout: &Rollout, action: &Action) -> bool {
+    let (release, generation) = rollout.desired(action.instance());
+    let is_former = match action {
+        Action::Activate { generation: begun, .. }
+        | Action::Deactivate { generation: begun, .. }
+        | Action::Confirm { generation: begun, .. } => *begun != generation,
+        other => other.release().is_some_and(|begun| Some(begun) != release),
+    };
+    rollout.goes_back(action.instance()) && is_former
 }
 
 fn turn(rollout: &mut Rollout, note: &Note, record: &Record) {
@@ -467,6 +478,28 @@ mod tests {
         log.write(RecordBody::RolloutEnded { rollout, outcome, running: BTreeMap::new() }).unwrap();
         let current = log.history.current(&"production".parse().unwrap(), &"web".parse().unwrap());
         assert_eq!(current, Some(release(2)));
+    }
+
+    #[test]
+    fn what_was_begun_before_the_turn_says_nothing_about_the_way_back() {
+        let mut log = Log::default();
+        let plan = plan("one", Direction::Forward, 2);
+        let rollout = plan.id.clone();
+        let instance = Instance::new("a".parse().unwrap(), "web".parse().unwrap());
+        let generation = plan.generation;
+        log.write(RecordBody::RolloutStarted { plan, services: BTreeMap::new() }).unwrap();
+        let turn =
+            Note::TurnBack { why: "the other failed".to_owned(), bad: std::collections::BTreeSet::new() };
+        log.write(RecordBody::Noted { rollout: rollout.clone(), note: turn }).unwrap();
+        for (generation, counts) in [(generation, 0), (generation.next(), 1)] {
+            let action = Action::Activate { instance: instance.clone(), release: release(2), generation };
+            let result =
+                ActionResult::Failed { why: "it crashed".to_owned(), blame: crate::action::Blame::Release };
+            let detail = ActionDetail::default();
+            log.write(RecordBody::ActionFinished { rollout: rollout.clone(), action, result, detail })
+                .unwrap();
+            assert_eq!(log.history.rollouts[&rollout].failures.len(), counts);
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(crate) fn preflight(view: &View<'_>) -> Phase {
     if !moves.is_empty() {
         return Phase::Decided(moves.proceed());
     }
-    let mut whys: Vec<String> = unread.into_iter().map(|(_, why)| why).collect();
+    let mut whys: Vec<String> = unread.into_iter().map(|(title, why)| format!("{title}: {why}")).collect();
     if !failures.is_empty() {
         whys.push(list(failures.iter().map(|failure| (failure.instance, failure.why.as_str()))));
     }

@@ -468,7 +468,7 @@ mod refused {
         let mut world = fleet("web: a b").world();
         world.traffic = vec![BalancerReport::Unreachable { why: "refused".to_owned() }];
         world.now += world.environment.timeouts.connect;
-        check(world, Faults::default(), "refused");
+        check(world, Faults::default(), "haproxy lb:9999 web: refused");
     }
 
     #[test]
@@ -510,6 +510,25 @@ mod back {
                 "admit a/web b/web",
                 "turned back: c/web: activate failed: it broke",
             ],
+        );
+    }
+
+    /// The floor would let the new ones out at once; the old ones, which need only be let in, go first all the same.
+    #[test]
+    fn what_was_only_drained_is_let_in_before_the_new_is_taken_out() {
+        let fleet = Fleet { strategy: Strategy::BlueGreen, ..fleet("web: a b c d") };
+        let mut driver = Driver::new(fleet.world(), Faults::default());
+        while driver.simulation.world().rollout.waves_proven.is_empty()
+            || driver.simulation.world().in_flight.is_empty()
+        {
+            driver.turn();
+        }
+        driver.simulation.ask(OperatorRequest::Abort, "").unwrap();
+        let trace = driver.finish().trace.join("\n");
+        let back = trace.split_once("wave 1 proven\ndrain c/web d/web\n").unwrap().1;
+        assert!(
+            back.starts_with("admit c/web d/web\ndrain a/web b/web\nactivate v1 a/web b/web\n"),
+            "{trace}"
         );
     }
 
