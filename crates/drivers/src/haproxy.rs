@@ -17,9 +17,7 @@ pub(crate) async fn read(
     backend: &str,
 ) -> Result<BTreeMap<String, Server>, DriverProblem> {
     check_name("backend", backend)?;
-    // Both in one exchange, so that states and sessions are of the same moment. 4 selects servers, -1 all of them.
-    let answer =
-        transport.exchange(&format!("show servers state {backend};show stat {backend} 4 -1\n")).await?;
+    let answer = transport.exchange(&format!("show servers state {backend}\n")).await?;
     if answer.contains("Permission denied") {
         return Err(DriverProblem::NotAdmin);
     }
@@ -27,7 +25,21 @@ pub(crate) async fn read(
         let known = backends(&transport.exchange("show backend\n").await?);
         return Err(DriverProblem::UnknownBackend { backend: backend.to_owned(), known });
     }
-    parse(&answer)
+    // A frontend may have the same name, and statistics by name would be its own. Only the number is the backend's.
+    let Some(id) = backend_id(&answer)? else { return Ok(BTreeMap::new()) };
+    // Both in one exchange, so that states and sessions are of the same moment. 4 selects servers, -1 all of them.
+    parse(&transport.exchange(&format!("show servers state {backend};show stat {id} 4 -1\n")).await?)
+}
+
+/// The number of the backend whose servers are listed; none when it has no servers.
+fn backend_id(states: &str) -> Result<Option<u32>, DriverProblem> {
+    let mut lines = states.lines().map(str::trim_end).filter(|line| !line.is_empty()).skip(1);
+    let Some(header) = lines.next() else {
+        return Err(malformed(format!("`{}` is no table of servers", first_line(states))));
+    };
+    let columns = Columns::of(header.split(' ').skip(1));
+    let first = lines.next().map(|line| line.split(' ').collect::<Vec<_>>());
+    first.map(|row| columns.number(&row, "be_id")).transpose()
 }
 
 /// Sets a server's state.
@@ -306,6 +318,15 @@ mod tests {
             assert!(error.contains(expected), "{answer}\nbecame {error}");
         }
         assert!(parse(&format!("{state}{statistics}")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_backend_is_known_by_its_number() {
+        let header = "1\n# be_id be_name srv_id srv_name\n";
+        assert_eq!(backend_id(&format!("{header}3 web 1 web1\n3 web 2 web2\n\n")).unwrap(), Some(3));
+        assert_eq!(backend_id(header).unwrap(), None);
+        assert!(backend_id("Unknown command\n").is_err());
+        assert!(backend_id(&format!("{header}x web 1 web1\n")).is_err());
     }
 
     #[test]
