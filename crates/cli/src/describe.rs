@@ -72,6 +72,8 @@ pub(crate) fn wait(wait: &Wait, now: Timestamp) -> String {
         Wait::Held { by, why } => format!("held by {by}: {why}"),
         Wait::Gate { name, why } => format!("gate `{name}`: {why}"),
         Wait::Unreachable { host, since, why } => format!("{host}: unreachable for {}: {why}", gone(since)),
+        // A driver's own words begin with the balancer already.
+        Wait::Balancer { title, why } if why.starts_with(title.as_str()) => why.clone(),
         Wait::Balancer { title, why } => format!("{title}: {why}"),
         Wait::Claim { instance, holder, rollout, expires_at } => {
             format!("{instance}: claimed by {holder} for {rollout}, another {}", left(expires_at))

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use greenlight_controller::{Progress, ProgressSink, clock};
 use greenlight_link::message::Event;
 use greenlight_model::action::{Action, ActionResult, Verb};
+use greenlight_model::decision::Wait;
 use greenlight_model::id::{Instance, ReleaseId};
 use greenlight_model::manifest::Release;
 use greenlight_model::quantity::{ByteSize, human_duration};
@@ -28,6 +29,8 @@ struct Inner {
     began: Instant,
     titles: BTreeMap<ReleaseId, String>,
     width: usize,
+    /// Waits that were told already; each names a host, a balancer or a time, so there are few.
+    told: Vec<Wait>,
     bars: Option<(MultiProgress, BTreeMap<Instance, ProgressBar>)>,
 }
 
@@ -39,6 +42,7 @@ impl Live {
             began: Instant::now(),
             titles: releases.iter().map(|release| (release.id, release.title())).collect(),
             width,
+            told: Vec::new(),
             bars: printer.is_live().then(|| (MultiProgress::new(), BTreeMap::new())),
         })))
     }
@@ -85,8 +89,11 @@ impl Inner {
                     let text = describe::wait(&wait, now);
                     if self.printer.verbosity == Verbosity::Verbose {
                         self.say(&format!("{} waiting: {text}", self.time().dimmed()));
-                    } else if let greenlight_model::decision::Wait::Sessions { instance, .. } = &wait {
+                    } else if let Wait::Sessions { instance, .. } = &wait {
                         self.message(instance, &text);
+                    } else if is_news(&wait) && !self.told.contains(&wait) {
+                        self.say(&format!("{} {}: {text}", self.time().dimmed(), "waiting".yellow()));
+                        self.told.push(wait);
                     }
                 }
             }
@@ -193,4 +200,16 @@ impl Inner {
     fn time(&self) -> String {
         format!("{:>7.1}s", self.began.elapsed().as_secs_f64())
     }
+}
+
+/// Whether a wait is more than the ordinary course of things: what somebody may have to do something about.
+fn is_news(wait: &Wait) -> bool {
+    matches!(
+        wait,
+        Wait::Balancer { .. }
+            | Wait::Claim { .. }
+            | Wait::Fallback { .. }
+            | Wait::Gate { .. }
+            | Wait::Unreachable { .. }
+    )
 }

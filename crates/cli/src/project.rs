@@ -1,5 +1,6 @@
 //! The project that a command works on: its fleet file, its depot and its record log.
 
+use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,10 @@ use std::sync::Arc;
 use greenlight_config::Parsed;
 use greenlight_controller::{Artifacts, Gathered, Gatherer, Hosts};
 use greenlight_depot::Depot;
+use greenlight_link::message::SecretValue;
 use greenlight_model::fleet::{Environment, Fleet};
-use greenlight_model::id::EnvironmentName;
+
+use greenlight_model::id::{EnvironmentName, VariableName};
 use greenlight_store::Log;
 
 use crate::args::Global;
@@ -113,15 +116,36 @@ impl Project {
 
     /// The releases and the secrets that an environment's services need.
     pub(crate) fn artifacts(&self, environment: &Environment) -> Result<Artifacts, Failure> {
+        let secrets = self.secrets(environment).map_err(|error| Failure::from_error(Exit::Usage, &error))?;
+        Ok(Artifacts { depot: self.depot()?, secrets })
+    }
+
+    /// The same for going back, which secrets that cannot be had now do not stop: a release that is on its hosts has
+    /// them there. A host that lacks the release, and so would need them, says so when it is staged.
+    pub(crate) fn artifacts_for_the_way_back(
+        &self,
+        environment: &Environment,
+        printer: &Printer,
+    ) -> Result<Artifacts, Failure> {
+        let secrets = self.secrets(environment).unwrap_or_else(|error| {
+            let why = Failure::from_error(Exit::Usage, &error).message;
+            printer.warning(format!("going back with the secrets that are on the hosts: {why}"));
+            BTreeMap::new()
+        });
+        Ok(Artifacts { depot: self.depot()?, secrets })
+    }
+
+    fn secrets(
+        &self,
+        environment: &Environment,
+    ) -> Result<BTreeMap<VariableName, SecretValue>, greenlight_controller::SecretError> {
         let names = environment
             .hosts
             .keys()
             .filter_map(|service| self.fleet.services.get(service))
             .flat_map(|service| service.secrets.iter().cloned())
             .collect();
-        let secrets = greenlight_controller::resolve_secrets(&self.fleet, &names, &self.directory)
-            .map_err(|error| Failure::from_error(Exit::Usage, &error))?;
-        Ok(Artifacts { depot: self.depot()?, secrets })
+        greenlight_controller::resolve_secrets(&self.fleet, &names, &self.directory)
     }
 }
 

@@ -74,13 +74,18 @@ fn start(
         return Err(Failure::new(Exit::Held, "not begun; nothing was changed"));
     }
     let Some(lease) = lease else { return Ok(Exit::Done) };
+    // What cannot be had (a secret, say) is found before anything is begun.
+    let artifacts = match direction {
+        Direction::Forward => project.artifacts(environment)?,
+        Direction::Back => project.artifacts_for_the_way_back(environment, printer)?,
+    };
     let id = prepared.plan.id.clone();
     append(
         project,
         &mut log,
         &RecordBody::RolloutStarted { plan: prepared.plan, services: prepared.services },
     )?;
-    roll::run(project, environment, log, &id, lease, printer)
+    roll::run(project, environment, log, &id, artifacts, lease, printer)
 }
 
 fn lease(project: &Project, environment: &Environment) -> Result<ControllerLease, Failure> {

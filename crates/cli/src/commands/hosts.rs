@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use greenlight_model::fleet::Environment;
+use greenlight_model::fleet::{Environment, LinkKind};
 use greenlight_model::id::HostName;
 use greenlight_model::world::Observation;
 use owo_colors::OwoColorize;
@@ -46,11 +46,22 @@ fn row(environment: &Environment, host: &HostName, seen: &Observation) -> Vec<St
         (None, Some((_, report))) => {
             let facts = &report.facts;
             let managers: Vec<String> = facts.managers.iter().map(manager).collect();
-            let user = if facts.is_root { "root".to_owned() } else { facts.user.clone() };
+            let user = match login(environment, host) {
+                Some(login) if facts.is_root && login != "root" => format!("root by sudo from {login}"),
+                _ => facts.user.clone(),
+            };
             let machine = format!("{} {}", facts.os, facts.architecture);
             vec![name, services.join(","), machine, format!("as {user}"), managers.join(", ")]
         }
         (None, None) => vec![name, services.join(","), "no report".to_owned()],
+    }
+}
+
+/// The account that ssh logs in to, where the fleet file states it.
+fn login<'a>(environment: &'a Environment, host: &HostName) -> Option<&'a str> {
+    match &environment.host_settings.get(host)?.link {
+        LinkKind::Ssh { user: Some(user), .. } => Some(user.as_str()),
+        LinkKind::Ssh { user: None, .. } | LinkKind::Local => None,
     }
 }
 

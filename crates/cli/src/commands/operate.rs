@@ -4,7 +4,7 @@
 use greenlight_controller::{ControllerLease, LeaseError, clock};
 use greenlight_model::id::{EnvironmentName, RolloutId};
 use greenlight_model::record::RecordBody;
-use greenlight_model::rollout::OperatorRequest;
+use greenlight_model::rollout::{OperatorRequest, Rollout};
 use greenlight_store::{Log, StoreError};
 use serde_json::json;
 
@@ -51,7 +51,15 @@ fn take_over(
     let rollout = open_rollout(&project, &log, &operator.environment)?;
     ask(&project, &mut log, &rollout, request, &operator.reason)?;
     match ControllerLease::take(&project.state_directory()?, &operator.environment) {
-        Ok(lease) => roll::run(&project, environment, log, &rollout, lease, printer),
+        Ok(lease) => {
+            let is_way_back = request == OperatorRequest::Abort
+                || log.history().rollouts.get(&rollout).is_some_and(Rollout::is_turning_back);
+            let artifacts = match is_way_back {
+                true => project.artifacts_for_the_way_back(environment, printer)?,
+                false => project.artifacts(environment)?,
+            };
+            roll::run(&project, environment, log, &rollout, artifacts, lease, printer)
+        }
         Err(LeaseError::Taken { pid, .. }) => {
             let does = if request == OperatorRequest::Abort { "turns back" } else { "goes on" };
             printer.result(format!("{rollout}: the controller that drives it (process {pid}) {does}"));

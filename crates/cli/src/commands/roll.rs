@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use greenlight_controller::{Controller, ControllerLease, Ended, Interrupt, clock};
+use greenlight_controller::{Artifacts, Controller, ControllerLease, Ended, Interrupt, clock};
 use greenlight_model::decision::{Outcome, Running};
 use greenlight_model::fleet::Environment;
 use greenlight_model::id::{Instance, ReleaseId, RolloutId};
@@ -26,10 +26,10 @@ pub(crate) fn run(
     environment: &Environment,
     log: Log,
     rollout: &RolloutId,
+    artifacts: Artifacts,
     lease: ControllerLease,
     printer: &Printer,
 ) -> Result<Exit, Failure> {
-    let artifacts = project.artifacts(environment)?;
     let releases = artifacts.depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let instances: Vec<Instance> = environment.instances().collect();
     let live = Live::new(printer, &releases, &instances);
