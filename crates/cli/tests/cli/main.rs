@@ -1,0 +1,13 @@
+//! The program as people and scripts meet it: what it prints, its exit codes, and whole rollouts on hosts of this
+//! machine, with the real agent and real processes.
+
+mod check;
+mod demo;
+mod documents;
+mod help;
+mod init;
+mod operator;
+mod release;
+mod rollout;
+mod secret;
+mod site;

@@ -1,0 +1,102 @@
+//! What a person or an accident does to a rollout that is under way.
+
+use rustix::process::Signal;
+
+use crate::site::Site;
+
+const V1: Option<&str> = Some("v1");
+const V2: Option<&str> = Some("v2");
+
+#[test]
+fn held_by_another_terminal_and_resumed() {
+    let site = Site::ring();
+    let deploying = site.stop_in_the_middle();
+    site.run(&["deploy", "staging", "v1"])
+        .exits(3)
+        .says(&["another controller", "greenlight status staging"]);
+    site.run(&["status", "staging"]).exits(3).says(&["open: staging-", "one/hello"]);
+    site.run(&["hold", "staging", "--reason", "lunch"])
+        .exits(0)
+        .says(&["is held", "greenlight resume staging"]);
+    site.go_on();
+    deploying.end().exits(3).says(&["HELD: held by tester@", "lunch", "greenlight resume staging"]);
+    site.runs("staging", &[("one/hello", V2), ("two/hello", V1)]);
+    let status = site.run(&["status", "staging"]).exits(3).says(&["open: staging-", "lunch"]);
+    assert!(status.stdout.contains("claimed by tester@"), "{}", status.stdout);
+    // Nothing else begins while it is open.
+    site.run(&["deploy", "staging", "v2"]).exits(3).says(&["has not ended", "greenlight abort staging"]);
+    site.run(&["rollback", "staging", "v1"]).exits(3).says(&["has not ended"]);
+    let data = site.run(&["resume", "staging", "--json"]).exits(0).json();
+    assert_eq!(data["ended"]["outcome"]["is"], "done");
+    site.runs("staging", &[("one/hello", V2), ("two/hello", V2)]);
+    for command in ["hold", "resume", "abort"] {
+        site.run(&[command, "staging"])
+            .exits(2)
+            .says(&["no rollout of staging is open", "greenlight history staging"]);
+    }
+}
+
+#[test]
+fn interrupted_once_it_holds() {
+    let site = Site::ring();
+    let deploying = site.stop_in_the_middle();
+    deploying.signal(Signal::INT);
+    // It says so only when it has been recorded; the host is let go on after that.
+    crate::site::wait_until("the hold is recorded", || {
+        site.run(&["status", "staging"]).stdout.contains("interrupted")
+    });
+    site.go_on();
+    deploying.end().exits(3).says(&["holding:", "HELD", "interrupted"]);
+    site.runs("staging", &[("one/hello", V2), ("two/hello", V1)]);
+    site.run(&["abort", "staging", "--reason", "not today"]).exits(1).says(&[
+        "TURNED BACK",
+        "not today",
+        "one/hello  v1",
+    ]);
+    site.runs("staging", &[("one/hello", V1), ("two/hello", V1)]);
+}
+
+#[test]
+fn interrupted_twice_it_lets_go() {
+    let site = Site::ring();
+    let deploying = site.stop_in_the_middle();
+    deploying.signal(Signal::INT);
+    crate::site::wait_until("the hold is recorded", || {
+        site.run(&["status", "staging"]).stdout.contains("interrupted")
+    });
+    deploying.signal(Signal::INT);
+    deploying.end().exits(3).says(&["letting go", "DETACHED", "greenlight resume staging"]);
+    site.go_on();
+    site.run(&["resume", "staging"]).exits(0).says(&["DONE"]);
+    site.runs("staging", &[("one/hello", V2), ("two/hello", V2)]);
+}
+
+#[test]
+fn a_controller_that_was_killed_is_taken_over() {
+    for (command, code, release) in [("resume", 0, V2), ("abort", 1, V1)] {
+        let site = Site::ring();
+        let deploying = site.stop_in_the_middle();
+        deploying.signal(Signal::KILL);
+        assert_eq!(deploying.end().code, None);
+        site.go_on();
+        site.run(&["status", "staging"]).exits(3).says(&["open: staging-"]);
+        site.run(&[command, "staging"]).exits(code);
+        site.runs("staging", &[("one/hello", release), ("two/hello", release)]);
+        assert_eq!(
+            site.run(&["status", "staging", "--json"]).exits(0).json()["environments"][0]["open"],
+            serde_json::Value::Null
+        );
+    }
+}
+
+#[test]
+fn aborted_from_another_terminal_the_controller_turns_back() {
+    let site = Site::ring();
+    let deploying = site.stop_in_the_middle();
+    site.run(&["abort", "staging", "--reason", "wrong day"])
+        .exits(0)
+        .says(&["turns back", "greenlight status staging"]);
+    site.go_on();
+    deploying.end().exits(1).says(&["TURNED BACK", "wrong day", "one/hello  v1", "two/hello  v1"]);
+    site.runs("staging", &[("one/hello", V1), ("two/hello", V1)]);
+}
