@@ -137,11 +137,15 @@ fn go_back(view: &View<'_>, facts: &Facts<'_>) -> Stand {
     }
 }
 
+/// Whether an instance only has to be let in, and that is about to happen.
 fn is_coming_in(gone: &GoneBack<'_, '_>) -> bool {
     match &gone.stand {
         Stand::Step(step) => step.action.verb() == Verb::Admit,
         Stand::Wait(Wait::BalancerHealth { .. }) => true,
-        Stand::Wait(Wait::Action { verb, .. }) => *verb == Verb::Admit,
+        // One whose drain is under way is let in as soon as that ends.
+        Stand::Wait(Wait::Action { verb, .. }) => {
+            *verb == Verb::Admit || *verb == Verb::Drain && !gone.facts.is_touched
+        }
         _ => false,
     }
 }
