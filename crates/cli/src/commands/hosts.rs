@@ -9,7 +9,7 @@ use owo_colors::OwoColorize;
 use serde_json::{Value, json};
 
 use crate::args::{Global, Hosts};
-use crate::describe::table;
+use crate::describe::{self, table};
 use crate::failure::{Exit, Failure};
 use crate::printer::Printer;
 use crate::project::{Project, runtime};
@@ -25,7 +25,13 @@ pub(crate) fn run(global: &Global, hosts: &Hosts, printer: &Printer) -> Result<E
         printer.result(environment.name.to_string().bold().to_string());
         let rows: Vec<Vec<String>> =
             gathered.inventory.iter().map(|(host, seen)| row(environment, host, seen)).collect();
-        table(&rows).iter().for_each(|row| printer.result(row));
+        for (row, (host, seen)) in table(&rows).iter().zip(&gathered.inventory) {
+            printer.result(row);
+            // Below its row: a reason is a sentence, and would push every other column away.
+            if let Some(unreachable) = &seen.unreachable {
+                printer.result(format!("    {}", describe::silence(host, &unreachable.why)));
+            }
+        }
         all_answer &= gathered.inventory.values().all(|seen| seen.unreachable.is_none());
         documents.push(document(environment, &gathered.inventory));
     }
@@ -42,7 +48,7 @@ fn row(environment: &Environment, host: &HostName, seen: &Observation) -> Vec<St
         .collect();
     let name = format!("  {host}");
     match (&seen.unreachable, &seen.report) {
-        (Some(unreachable), _) => vec![name, services.join(","), unreachable.why.red().to_string()],
+        (Some(_), _) => vec![name, services.join(","), "does not answer".red().to_string()],
         (None, Some((_, report))) => {
             let facts = &report.facts;
             let managers: Vec<String> = facts.managers.iter().map(manager).collect();
