@@ -64,16 +64,18 @@ struct Inside {
 }
 
 impl Performer {
-    /// Performs one action. `known` is what each service on the host was last seen to run.
+    /// Performs one action. `known` is what each service on the host was last seen to run, `generation` what the rollout
+    /// uses on the instance now.
     pub(crate) async fn perform(
         &self,
         gatherer: &Gatherer,
         action: &Action,
         known: &BTreeMap<ServiceName, ReleaseId>,
+        generation: Generation,
     ) -> Performed {
         let began = tokio::time::Instant::now();
         let inside = Arc::new(Mutex::new(Inside::default()));
-        let done = self.act(gatherer, action, known, &inside).await;
+        let done = self.act(gatherer, action, known, generation, &inside).await;
         let mut inside = std::mem::take(&mut *inside.lock().unwrap_or_else(PoisonError::into_inner));
         let result = match done {
             Ok(()) => ActionResult::Succeeded,
@@ -102,6 +104,7 @@ impl Performer {
         gatherer: &Gatherer,
         action: &Action,
         known: &BTreeMap<ServiceName, ReleaseId>,
+        generation: Generation,
         inside: &Arc<Mutex<Inside>>,
     ) -> Result<(), HostError> {
         let hosts = gatherer.hosts();
@@ -134,7 +137,7 @@ impl Performer {
                 }
             }
             Action::Claim { .. } => {
-                let claim = self.claim_request();
+                let claim = self.claim_request(generation);
                 let request = Request::Claim { spec: spec(None)?, claim };
                 hosts.call(host, request, LEDGER_TIMEOUT, watch).await.map(drop)
             }
@@ -281,7 +284,9 @@ impl Performer {
         indices.collect::<Vec<_>>().into_iter().map(|index| (index, &gatherer.balancers()[index]))
     }
 
-    pub(crate) fn claim_request(&self) -> ClaimRequest {
+    /// What a claim is asked for with, or renewed: under the generation that the rollout uses on the instance now. A host
+    /// that was turned back has seen the one after the plan's, and refuses the plan's own from then on.
+    pub(crate) fn claim_request(&self, generation: Generation) -> ClaimRequest {
         let targets: Vec<String> = self
             .plan
             .targets
@@ -296,7 +301,7 @@ impl Performer {
             holder: self.plan.started_by.clone(),
             reason: format!("{} to {}", targets.join(", "), self.plan.environment),
             duration: CLAIM_DURATION,
-            generation: self.plan.generation,
+            generation,
         }
     }
 

@@ -15,7 +15,7 @@ use greenlight_model::action::Action;
 use greenlight_model::decision::{Decision, Outcome, Running, Step, Wait};
 use greenlight_model::fleet::{Environment, Fleet};
 use greenlight_model::host::{CLAIM_DURATION, HostReport};
-use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId, ServiceName};
+use greenlight_model::id::{Generation, HostName, Instance, ReleaseId, RolloutId, ServiceName};
 use greenlight_model::manifest::Release;
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::{Note, OperatorRequest, Rollout};
@@ -278,14 +278,21 @@ impl Controller {
         Ok(())
     }
 
+    /// The generation that the rollout uses on an instance now: another one when it goes back.
+    fn generation(&self, instance: &Instance) -> Generation {
+        let rollout = self.log.history().rollouts.get(&self.rollout);
+        rollout.map_or(self.performer.plan.generation, |rollout| rollout.desired(instance).1)
+    }
+
     fn spawn(&self, action: Action) {
+        let generation = self.generation(action.instance());
         let (performer, gatherer) = (Arc::clone(&self.performer), Arc::clone(&self.gatherer));
         let (arrivals, mut known) = (self.arrivals.0.clone(), self.known(action.host()));
         if let Action::Activate { instance, release, .. } = &action {
             known.insert(instance.service.clone(), *release);
         }
         tokio::spawn(async move {
-            let performed = Box::new(performer.perform(&gatherer, &action, &known).await);
+            let performed = Box::new(performer.perform(&gatherer, &action, &known, generation).await);
             // The receiver is gone only when the loop let go.
             let _ = arrivals.send(Arrival::Performed { action, performed });
         });
@@ -425,7 +432,8 @@ impl Controller {
             if !self.renewing.insert(instance.clone()) {
                 continue;
             }
-            let request = Request::Claim { spec, claim: self.performer.claim_request() };
+            let claim = self.performer.claim_request(self.generation(&instance));
+            let request = Request::Claim { spec, claim };
             let (hosts, arrivals) = (Arc::clone(self.gatherer.hosts()), self.arrivals.0.clone());
             tokio::spawn(async move {
                 let renewed = hosts.call(&instance.host, request, TICK * 50, |_| {}).await;
