@@ -20,9 +20,7 @@ fn interrupted(site: &Site<'_>, version: &str, act: impl FnOnce(&mut support::Be
     let mut deploy = site.begin(&["deploy", "production"]);
     deploy.wait_for("px1/web  ok activate");
     act(&mut deploy);
-    let ended = deploy.end();
-    println!("{ended}");
-    ended
+    deploy.end()
 }
 
 #[test]
