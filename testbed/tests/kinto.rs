@@ -472,9 +472,10 @@ fn wheels(version: &Version, python: &str) -> PathBuf {
     if directory.is_dir() {
         return directory;
     }
-    let partial = directory.with_extension("partial");
+    // Under another name until it is complete.
+    let partial = cache_directory().join(format!("partial-kinto-wheels-{}", version.name));
     fs::create_dir_all(&partial).unwrap();
-    let requirements = partial.with_extension("txt");
+    let requirements = partial.join("requirements.txt");
     fs::write(&requirements, version.requirements).unwrap();
     run(Command::new("python3")
         .args(["-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--python-version", python])
