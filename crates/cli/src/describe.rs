@@ -3,7 +3,7 @@
 use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, Verb};
 use greenlight_model::decision::{Outcome, Wait};
-use greenlight_model::id::ReleaseId;
+use greenlight_model::id::{HostName, ReleaseId};
 use greenlight_model::quantity::human_duration;
 use greenlight_model::rollout::Note;
 
@@ -71,7 +71,9 @@ pub(crate) fn wait(wait: &Wait, now: Timestamp) -> String {
         }
         Wait::Held { by, why } => format!("held by {by}: {why}"),
         Wait::Gate { name, why } => format!("gate `{name}`: {why}"),
-        Wait::Unreachable { host, since, why } => format!("{host}: unreachable for {}: {why}", gone(since)),
+        Wait::Unreachable { host, since, why } => {
+            format!("{host}: unreachable for {}: {}", gone(since), silence(host, why))
+        }
         // A driver's own words begin with the balancer already.
         Wait::Balancer { title, why } if why.starts_with(title.as_str()) => why.clone(),
         Wait::Balancer { title, why } => format!("{title}: {why}"),
@@ -117,6 +119,11 @@ pub(crate) fn exit(outcome: &Outcome) -> Exit {
         Outcome::Refused { .. } | Outcome::TurnedBack { .. } => Exit::Failed,
         Outcome::Stuck { .. } => Exit::Stuck,
     }
+}
+
+/// Why a host does not answer, for a line that names the host already.
+pub(crate) fn silence<'a>(host: &HostName, why: &'a str) -> &'a str {
+    why.strip_prefix(host.as_str()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(why)
 }
 
 /// How long ago, for lists.

@@ -10,7 +10,7 @@ use greenlight_model::fleet::Environment;
 use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId, ServiceName};
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::Direction;
-use greenlight_model::world::Light;
+use greenlight_model::world::{Light, World};
 use greenlight_store::Log;
 use owo_colors::OwoColorize;
 use serde_json::json;
@@ -224,7 +224,11 @@ fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: C
             .baseline
             .iter()
             .filter(|(instance, _)| instance.service == *service)
-            .map(|(_, release)| release.map_or_else(|| "nothing".to_owned(), |release| world.title(release)))
+            .map(|(instance, release)| match release {
+                Some(release) => world.title(*release),
+                None if is_silent(world, instance) => "unknown".to_owned(),
+                None => "nothing".to_owned(),
+            })
             .collect();
         let now = now.into_iter().collect::<Vec<_>>().join(", ");
         let line = format!("{service} in {}: {now} -> {}", prepared.plan.environment, world.title(*release));
@@ -242,7 +246,8 @@ fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: C
     }
     for (host, observation) in &world.inventory {
         if let Some(unreachable) = &observation.unreachable {
-            say(format!("  {host} {}: {}", "does not answer".red(), unreachable.why));
+            let why = describe::silence(host, &unreachable.why);
+            say(format!("  {host} {}: {why}", "does not answer".red()));
         }
     }
     show_steps(prepared, !consent.dry_run && printer.verbosity < Verbosity::Verbose, &say);
@@ -255,6 +260,10 @@ fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: C
     for wait in prepared.preview.waits.iter().filter(|wait| !matches!(wait, Wait::Gate { .. })) {
         say(format!("  would wait: {}", describe::wait(wait, world.now)));
     }
+}
+
+fn is_silent(world: &World, instance: &Instance) -> bool {
+    world.inventory.get(&instance.host).is_some_and(|seen| seen.report.is_none())
 }
 
 /// The waves, and unless it is to be short every step with its reason.

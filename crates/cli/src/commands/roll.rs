@@ -1,11 +1,12 @@
 //! Driving one rollout from this terminal until it ends, holds or is let go, and saying how it came out.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use greenlight_controller::{Artifacts, Controller, ControllerLease, Ended, Interrupt, clock};
 use greenlight_model::decision::{Outcome, Running};
 use greenlight_model::fleet::Environment;
-use greenlight_model::id::{Instance, ReleaseId, RolloutId};
+use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId};
 use greenlight_model::manifest::Release;
 use greenlight_model::rollout::Rollout;
 use greenlight_store::Log;
@@ -33,10 +34,13 @@ pub(crate) fn run(
     let releases = artifacts.depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let instances: Vec<Instance> = environment.instances().collect();
     let live = Live::new(printer, &releases, &instances);
+    let mut silent = BTreeSet::new();
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let interrupts = interrupts(&live)?;
         let (gatherer, gathered) = project.gather(environment, &log).await?;
+        let unheard = gathered.inventory.iter().filter(|(_, seen)| seen.report.is_none());
+        silent.extend(unheard.map(|(host, _)| host.clone()));
         let controller = Controller::new(
             project.fleet.clone(),
             rollout.clone(),
@@ -60,7 +64,20 @@ pub(crate) fn run(
     let history = log.history();
     let folded = history.rollouts.get(rollout);
     let running = history.running.get(rollout).cloned().unwrap_or_default();
-    Ok(report(environment, rollout, folded, &running, &ended, &releases, printer))
+    // Of a host that never answered and was never touched nobody knows what it runs.
+    silent.retain(|host| {
+        let touched = folded.iter().flat_map(|rollout| &rollout.touched);
+        !touched.into_iter().any(|instance| instance.host == *host)
+    });
+    let known = Known { running: &running, silent: &silent };
+    Ok(report(environment, rollout, folded, &known, &ended, &releases, printer))
+}
+
+/// What is known of what runs where.
+struct Known<'a> {
+    running: &'a Running,
+    /// Hosts that never answered.
+    silent: &'a BTreeSet<HostName>,
 }
 
 /// The last lines: how it came out and exactly which host runs what.
@@ -68,7 +85,7 @@ fn report(
     environment: &Environment,
     id: &RolloutId,
     rollout: Option<&Rollout>,
-    running: &Running,
+    known: &Known<'_>,
     ended: &Ended,
     releases: &[Release],
     printer: &Printer,
@@ -112,8 +129,12 @@ fn report(
         }
     };
     let mut rows = Vec::new();
-    for (instance, release) in running {
-        let runs = release.map_or_else(|| "nothing".to_owned(), title);
+    for (instance, release) in known.running {
+        let runs = match release {
+            Some(release) => title(*release),
+            None if known.silent.contains(&instance.host) => "unknown: it does not answer".to_owned(),
+            None => "nothing".to_owned(),
+        };
         rows.push(vec![format!("  {instance}"), runs]);
     }
     describe::table(&rows).iter().for_each(|row| printer.result(row));
@@ -128,7 +149,8 @@ fn report(
                 Ended::Held(waits) => json!({ "held": waits }),
                 Ended::Detached => json!("detached"),
             },
-            "running": running,
+            "running": known.running,
+            "unknown": known.silent,
             "started_at": rollout.map(|rollout| rollout.started_at),
             "ended_at": rollout.and_then(|rollout| rollout.ended_at),
             "left_out": rollout.map(|rollout| &rollout.left_out),

@@ -88,6 +88,7 @@ fn show(
     let mut rows = Vec::new();
     let mut documents = Vec::new();
     let mut is_well = true;
+    let mut silent: BTreeMap<usize, String> = BTreeMap::new();
     for instance in environment.instances() {
         let report = gathered.report(&instance);
         let traffic = traffic(environment, gathered, &instance);
@@ -96,11 +97,12 @@ fn show(
             None => {
                 let observation = gathered.inventory.get(&instance.host);
                 let why = observation.and_then(|observation| observation.unreachable.as_ref());
-                let why = why.map_or_else(|| "no report".to_owned(), |unreachable| unreachable.why.clone());
-                ("?".to_owned(), format!("does not answer: {why}"), false)
+                let why = why.map_or("no report", |unreachable| unreachable.why.as_str());
+                silent.insert(rows.len(), describe::silence(&instance.host, why).to_owned());
+                ("?".to_owned(), "does not answer".red().to_string(), false)
             }
         };
-        is_well &= well;
+        is_well &= well && !matches!(traffic, Traffic::Unknown { .. });
         let claim = report.and_then(|report| report.ledger.claim.as_ref());
         let claimed = claim.map(|claim| format!("claimed by {} for {}", claim.holder, claim.rollout));
         rows.push(vec![
@@ -119,7 +121,13 @@ fn show(
             "unreachable": gathered.inventory.get(&instance.host).and_then(|seen| seen.unreachable.as_ref()),
         }));
     }
-    table(&rows).iter().for_each(|row| printer.result(row));
+    for (index, row) in table(&rows).iter().enumerate() {
+        printer.result(row);
+        // Below its row: a reason is a sentence, and would push every other column away.
+        if let Some(why) = silent.get(&index) {
+            printer.result(format!("    {why}"));
+        }
+    }
     let mut open_document = Value::Null;
     if let (Some(open), Some(world)) = (history.open_rollout(&environment.name), world) {
         let decision = greenlight_planner::decide(world);

@@ -2,9 +2,12 @@
 
 use crate::site::Site;
 
+/// A kind of project, its files, and what is to be in what is written.
+type Project = (&'static str, &'static [(&'static str, &'static str)], &'static str);
+
 #[test]
 fn what_it_writes_passes_check_in_every_kind_of_project() {
-    let projects: [(&str, &[(&str, &str)], &str); 6] = [
+    let projects: [Project; 6] = [
         ("nothing", &[], "[service."),
         (
             "python",

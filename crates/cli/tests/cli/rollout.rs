@@ -222,6 +222,10 @@ fn hosts_tells_what_each_is() {
     );
     site.run(&["hosts", "staging"]).exits(1).says(&["one", "two", "agent", "nowhere.invalid"]);
     site.run(&["status", "staging"]).exits(1).says(&["does not answer"]);
+    // What a host runs that does not answer is not known, and nothing goes out without it.
+    site.commit("v1");
+    let refused = site.run(&["deploy", "staging"]).exits(1);
+    refused.says(&["REFUSED, nothing was changed", "one/hello  unknown", "two/hello  nothing"]);
 }
 
 #[test]
