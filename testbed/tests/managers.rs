@@ -2,25 +2,22 @@
 //!
 //! `GREENLIGHT_AGENT_TESTS` names the agent's compiled integration tests; `cargo xtask test` builds them and sets it.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use greenlight_testbed::{Bed, Host, Init, Sudo, wait};
+use greenlight_testbed::{Bed, Init, Sudo, wait};
 
 /// Where the tests lie on a host.
 const TESTS: &str = "/usr/local/bin/agent-tests";
 
-fn agent_tests() -> Vec<u8> {
-    let path: PathBuf = std::env::var_os("GREENLIGHT_AGENT_TESTS")
-        .expect("GREENLIGHT_AGENT_TESTS is not set; run `cargo xtask test --only bed --filter managers`")
-        .into();
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn with_tests(bed: &Bed) -> &Host {
-    let host = bed.host("host");
-    host.write(TESTS, 0o755, agent_tests()).unwrap();
-    host
+/// A bed with one host that has the tests on it.
+fn bed_with_tests(name: &str, init: Init) -> Result<Bed, Box<dyn std::error::Error>> {
+    let path = std::env::var("GREENLIGHT_AGENT_TESTS").map_err(
+        |_| "GREENLIGHT_AGENT_TESTS is not set; run `cargo xtask test --only bed --filter systemd`",
+    )?;
+    let tests = std::fs::read(&path).map_err(|error| format!("{path}: {error}"))?;
+    let bed = Bed::builder(name).host("host", init).up()?;
+    bed.host("host").write(TESTS, 0o755, tests)?;
+    Ok(bed)
 }
 
 /// A filter that fits no test would pass.
@@ -30,24 +27,24 @@ fn assert_ran_one(output: &str) {
 
 #[test]
 fn systemd() {
-    let bed = Bed::builder("agent-systemd").host("host", Init::Systemd).up().unwrap();
-    let output = with_tests(&bed).run(TESTS, &["--ignored", "--exact", "managers::systemd"]).unwrap();
+    let bed = bed_with_tests("agent-systemd", Init::Systemd).unwrap();
+    let output = bed.host("host").run(TESTS, &["--ignored", "--exact", "managers::systemd"]).unwrap();
     assert_ran_one(&output);
     bed.down().unwrap();
 }
 
 #[test]
 fn supervisord() {
-    let bed = Bed::builder("agent-supervisord").host("host", Init::Supervisord).up().unwrap();
-    let output = with_tests(&bed).run(TESTS, &["--ignored", "--exact", "managers::supervisord"]).unwrap();
+    let bed = bed_with_tests("agent-supervisord", Init::Supervisord).unwrap();
+    let output = bed.host("host").run(TESTS, &["--ignored", "--exact", "managers::supervisord"]).unwrap();
     assert_ran_one(&output);
     bed.down().unwrap();
 }
 
 #[test]
 fn systemd_of_a_user() {
-    let bed = Bed::builder("agent-systemd-user").host("host", Init::Systemd).up().unwrap();
-    let host = with_tests(&bed);
+    let bed = bed_with_tests("agent-systemd-user", Init::Systemd).unwrap();
+    let host = bed.host("host");
     host.add_user("deploy", Sudo::Nothing).unwrap();
     host.run("loginctl", &["enable-linger", "deploy"]).unwrap();
     wait::until("the user's manager", Duration::from_secs(30), || {

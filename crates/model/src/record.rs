@@ -284,7 +284,8 @@ impl History {
 fn begin(rollout: &mut Rollout, action: &Action, at: Timestamp) {
     match action {
         Action::Drain { instance } => {
-            rollout.drained_at.entry(instance.clone()).or_insert(at);
+            // A drain is begun only of what gets requests: its sessions get their time anew.
+            rollout.drained_at.insert(instance.clone(), at);
         }
         Action::Migrate { instance, .. } => {
             rollout.migrations.insert(instance.service.clone(), MigrationState::Begun);
