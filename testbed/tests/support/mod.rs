@@ -281,11 +281,19 @@ impl Ended {
         self
     }
 
-    /// The line that begins with this word, less what stands before it.
+    /// The line that begins with this word, less what stands before it, with what stands below it further in.
     #[track_caller]
     pub(crate) fn line(&self, start: &str) -> String {
-        let lines = self.stdout.lines().chain(self.stderr.lines());
-        let found = lines.map(str::trim_start).find(|line| line.starts_with(start));
-        found.unwrap_or_else(|| panic!("no line begins with {start:?}:\n{self}")).to_owned()
+        let indent = |line: &str| line.len() - line.trim_start().len();
+        let mut lines = self.stdout.lines().chain(self.stderr.lines()).peekable();
+        let found = lines.find(|line| line.trim_start().starts_with(start));
+        let first = found.unwrap_or_else(|| panic!("no line begins with {start:?}:\n{self}"));
+        // A reason that would widen the columns stands below its line, further in.
+        let mut whole = first.trim_start().to_owned();
+        while let Some(below) = lines.next_if(|line| indent(line) > indent(first)) {
+            whole.push(' ');
+            whole.push_str(below.trim_start());
+        }
+        whole
     }
 }
