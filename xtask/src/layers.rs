@@ -8,7 +8,7 @@ use crate::syntax::{self, Mention, MentionKind};
 use crate::{Error, workspace_root};
 
 /// Every crate of the workspace with its floor. Crates of one floor do not know each other.
-const FLOORS: [(&str, u8); 15] = [
+const FLOORS: [(&str, u8); 16] = [
     ("greenlight-model", 0),
     // Drives the program from outside, so it stands on none of its crates.
     ("greenlight-testbed", 0),
@@ -24,6 +24,7 @@ const FLOORS: [(&str, u8); 15] = [
     ("greenlight-drivers", 9),
     ("greenlight-controller", 10),
     ("greenlight", 11),
+    ("greenlight-workbench", 12),
     ("xtask", 12),
 ];
 
@@ -99,7 +100,8 @@ impl fmt::Display for Violation {
 /// Reads the manifests and sources of the whole workspace.
 pub(crate) fn check() -> Result<Vec<Violation>, Error> {
     let root = workspace_root();
-    let mut manifests = vec![root.join("testbed/Cargo.toml"), root.join("xtask/Cargo.toml")];
+    let mut manifests: Vec<_> =
+        ["testbed", "workbench", "xtask"].iter().map(|name| root.join(name).join("Cargo.toml")).collect();
     for path in entries(&root.join("crates"))? {
         // A directory without a manifest is none of the workspace's.
         manifests.extend(Some(path.join("Cargo.toml")).filter(|manifest| manifest.exists()));

@@ -17,6 +17,7 @@ mod dependencies;
 mod layers;
 mod syntax;
 mod test;
+mod workbench;
 
 /// Runs the project's tests and its test bed.
 #[derive(Debug, Parser)]
@@ -34,6 +35,9 @@ enum Command {
     Test(test::Options),
     /// Real hosts on this machine, to try things on. Needs root, or sudo without a password.
     Bed(bed::Options),
+    /// Rollouts in simulated fleets in which things die: `simulate --help` tells the options.
+    #[command(disable_help_flag = true)]
+    Simulate(workbench::Passed),
     /// Licences, bans and sources of all dependencies by cargo-deny, which is installed below target/tools when
     /// it is missing.
     Deny,
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Test(options) => test::run(&options),
         Command::Bed(options) => bed::run(options),
+        Command::Simulate(passed) => workbench::run("simulate", &passed),
         Command::Deny => deny::run(),
     };
     result.unwrap_or_else(|error| {
