@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use greenlight_drivers::balancer::BalancerDriver;
-use greenlight_drivers::transport::{TcpTransport, Transport};
+use greenlight_drivers::transport::{BoxFuture, TcpTransport, Transport, TransportError};
 use greenlight_link::message::{Reply, Request};
 use greenlight_model::fleet::{Balancer, BalancerKind, Environment, Service};
 use greenlight_model::host::{HostReport, InstanceReport, InstanceSpec};
@@ -15,9 +15,9 @@ use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{Observation, Unreachable};
 use tokio::task::JoinSet;
 
-use crate::clock;
 use crate::hosts::{AgentSocket, HostError, Hosts};
 use crate::spec::instance_spec;
+use crate::{boundary, clock};
 
 /// How long a look at one host may take once it is connected.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -220,7 +220,22 @@ fn transport(balancer: &Balancer, hosts: &Arc<Hosts>) -> Arc<dyn Transport> {
             })
         }
         BalancerKind::HaproxyTcp { address } => {
-            Arc::new(TcpTransport::new(address.clone(), BALANCER_TIMEOUT))
+            Arc::new(Bounded(TcpTransport::new(address.clone(), BALANCER_TIMEOUT), balancer.title()))
         }
+    }
+}
+
+/// A balancer that is asked without an agent, by its title, with a step boundary on either side of each exchange.
+struct Bounded(TcpTransport, String);
+
+impl Transport for Bounded {
+    fn exchange<'a>(&'a self, input: &'a str) -> BoxFuture<'a, Result<String, TransportError>> {
+        Box::pin(async move {
+            let Self(transport, title) = self;
+            boundary::pass(format_args!("before asking {title}"));
+            let answer = transport.exchange(input).await;
+            boundary::pass(format_args!("after the answer from {title}"));
+            answer
+        })
     }
 }

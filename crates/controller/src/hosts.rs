@@ -1,8 +1,10 @@
 //! The hosts of one environment and the one connection to each, opened when first needed and again when it was lost.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use greenlight_drivers::transport::{BoxFuture, Transport, TransportError};
@@ -14,7 +16,7 @@ use greenlight_model::fleet::{BecomeRoot, Environment, HostSettings, LinkKind, M
 use greenlight_model::id::HostName;
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::clock;
+use crate::{boundary, clock};
 
 /// Handshakes under way at once. sshd's own default begins to drop connections at ten unauthenticated ones, and a
 /// jump host sees all of them.
@@ -150,7 +152,8 @@ impl Hosts {
         on_event: impl FnMut(Event) + Send,
     ) -> Result<Reply, HostError> {
         let connection = self.connection(host).await?;
-        Ok(connection.call(request, timeout, on_event).await?)
+        let title = request.title();
+        Ok(bounded(&connection, title, Box::pin(connection.call(request, timeout, on_event))).await?)
     }
 
     /// A staging request with the objects that it turns out to need.
@@ -167,7 +170,9 @@ impl Hosts {
         on_event: impl FnMut(Event) + Send,
     ) -> Result<Reply, HostError> {
         let connection = self.connection(host).await?;
-        Ok(connection.stage(request, objects, timeout, on_progress, on_event).await?)
+        let title = request.title();
+        let call = Box::pin(connection.stage(request, objects, timeout, on_progress, on_event));
+        Ok(bounded(&connection, title, call).await?)
     }
 
     fn entry(&self, host: &HostName) -> Result<&Entry, HostError> {
@@ -188,6 +193,30 @@ impl Hosts {
             .await
             .map_err(|error| HostError::unreachable(error.to_string()))
     }
+}
+
+/// A call with its step boundaries: before it, when its request is on its way, and when its answer is there.
+async fn bounded<T>(
+    connection: &Connection,
+    title: &str,
+    mut call: BoxFuture<'_, Result<T, CallError>>,
+) -> Result<T, CallError> {
+    if !boundary::are_watched() {
+        return call.await;
+    }
+    let host = connection.host();
+    boundary::pass(format_args!("before {title} on {host}"));
+    // The first look at the call puts its request into the queue.
+    let done = match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
+        Poll::Ready(done) => done,
+        Poll::Pending => {
+            connection.written().await;
+            boundary::pass(format_args!("after sending {title} to {host}"));
+            call.await
+        }
+    };
+    boundary::pass(format_args!("after the answer to {title} from {host}"));
+    done
 }
 
 fn needs_root(settings: &HostSettings) -> bool {

@@ -7,6 +7,8 @@
 //! Not in here: what to do next (`planner`), what is unsafe (`interlock`), how a balancer or a host is spoken to
 //! (`drivers`, `link`), printing (`cli`).
 
+mod append;
+mod boundary;
 pub mod clock;
 mod gates;
 mod gather;
@@ -19,6 +21,7 @@ mod run;
 mod secrets;
 mod spec;
 
+pub use append::append;
 pub use gates::gates;
 pub use gather::{Gathered, Gatherer};
 pub use hosts::{HostError, Hosts};

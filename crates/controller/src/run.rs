@@ -25,6 +25,7 @@ use greenlight_store::{Log, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::append::append;
 use crate::clock;
 use crate::gates::gates;
 use crate::gather::{Gathered, Gatherer};
@@ -39,8 +40,6 @@ const TICK: Duration = Duration::from_millis(200);
 const LOOK_TICKS: u64 = 10;
 /// Every how many ticks claims are renewed: four times within their duration, so that three may get lost.
 const RENEW_TICKS: u64 = CLAIM_DURATION.as_millis() as u64 / TICK.as_millis() as u64 / 4;
-/// How often a record is offered again when somebody else was faster with theirs.
-const APPEND_ATTEMPTS_MAX: usize = 20;
 
 /// What a signal asks of the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -482,21 +481,8 @@ impl Controller {
         world.rollout.plan.baseline.keys().map(|instance| (instance.clone(), linked(instance))).collect()
     }
 
-    /// Writes one record. When somebody else wrote first, what they wrote is taken in and the record is offered again:
-    /// each of ours stands on its own, whatever came before it.
     fn append(&mut self, body: &RecordBody) -> Result<(), RunError> {
-        let mut attempts = 0;
-        loop {
-            let expected = self.log.history().last_seq;
-            match self.log.append(expected, &[(clock::now(), self.by.clone(), body.clone())]) {
-                Ok(_) => return Ok(()),
-                Err(StoreError::Conflict { .. }) if attempts < APPEND_ATTEMPTS_MAX => {
-                    attempts += 1;
-                    self.log.refresh()?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+        Ok(append(&mut self.log, &self.by, body)?)
     }
 }
 

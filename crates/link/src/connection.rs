@@ -16,7 +16,7 @@ use greenlight_model::id::{ContentHash, HostName};
 use greenlight_model::quantity::human_duration;
 use tokio::io::{AsyncWriteExt as _, BufReader, BufWriter};
 use tokio::process::{ChildStdin, ChildStdout};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::frame::{Frame, FrameError, read_frame_async, write_frame_async};
 use crate::message::{AgentError, Event, Message, Reply, Request};
@@ -44,7 +44,7 @@ struct Handle {
     host: HostName,
     facts: HostFacts,
     next_id: AtomicU64,
-    messages: mpsc::Sender<Frame>,
+    messages: mpsc::Sender<Outgoing>,
     data: mpsc::Sender<Vec<Frame>>,
     close: Arc<Notify>,
     ended: watch::Receiver<bool>,
@@ -55,6 +55,14 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.close.notify_one();
     }
+}
+
+/// What waits to be written.
+#[derive(Debug)]
+enum Outgoing {
+    Message(Frame),
+    /// To be answered when everything before it has been written.
+    Mark(oneshot::Sender<()>),
 }
 
 /// Who waits for what.
@@ -183,6 +191,14 @@ impl Connection {
         .await
     }
 
+    /// Returns when all that was asked before has been handed to the connection's process, or cannot be any more.
+    pub async fn written(&self) {
+        let (mark, is_written) = oneshot::channel();
+        // A writer that is gone writes nothing more, and drops the mark.
+        let _ = self.handle.messages.send(Outgoing::Mark(mark)).await;
+        let _ = is_written.await;
+    }
+
     /// Ends the connection: calls that are under way fail, the agent sees the end of its input and exits. Returns when
     /// its process is gone.
     pub async fn close(self) {
@@ -232,7 +248,7 @@ impl Connection {
         }
         let message = Frame::Message(Message::Request { id, request: Box::new(request) });
         // When the writer is gone the connection is dying, and the answer's channel says why once that is known.
-        let _ = self.handle.messages.send(message).await;
+        let _ = self.handle.messages.send(Outgoing::Message(message)).await;
         Ok(exchange)
     }
 
@@ -334,7 +350,7 @@ async fn read_answers(stdout: &mut BufReader<ChildStdout>, pending: &Mutex<Pendi
 
 /// Writes what is queued; messages go before data, so that a small request does not wait for a large release.
 struct Writer {
-    messages: mpsc::Receiver<Frame>,
+    messages: mpsc::Receiver<Outgoing>,
     data: mpsc::Receiver<Vec<Frame>>,
     close: Arc<Notify>,
 }
@@ -359,7 +375,17 @@ impl Writer {
             }
             let frames = tokio::select! {
                 biased;
-                Some(message) = self.messages.recv() => vec![message],
+                Some(outgoing) = self.messages.recv() => match outgoing {
+                    Outgoing::Message(message) => vec![message],
+                    Outgoing::Mark(mark) => {
+                        if pipe.flush().await.is_err() {
+                            return None;
+                        }
+                        // Who asked may have gone meanwhile.
+                        let _ = mark.send(());
+                        continue;
+                    }
+                },
                 Some(batch) = self.data.recv() => batch,
                 else => return Some("it was closed".to_owned()),
             };

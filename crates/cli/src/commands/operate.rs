@@ -1,11 +1,11 @@
 //! `hold`, `resume`, `abort`: what an operator asks of an open rollout. What is asked is a record; whichever controller
 //! drives the rollout reads it. Where none does, `resume` and `abort` become the controller themselves.
 
-use greenlight_controller::{ControllerLease, LeaseError, clock};
+use greenlight_controller::{ControllerLease, LeaseError};
 use greenlight_model::id::{EnvironmentName, RolloutId};
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::{OperatorRequest, Rollout};
-use greenlight_store::{Log, StoreError};
+use greenlight_store::Log;
 use serde_json::json;
 
 use crate::args::{Abort, Global, Operator, Resume};
@@ -13,9 +13,6 @@ use crate::commands::roll;
 use crate::failure::{Exit, Failure};
 use crate::printer::Printer;
 use crate::project::Project;
-
-/// How often a record is offered again when somebody else was faster with theirs.
-const APPEND_ATTEMPTS_MAX: usize = 20;
 
 pub(crate) fn hold(global: &Global, operator: &Operator, printer: &Printer) -> Result<Exit, Failure> {
     let project = Project::open(global, printer)?;
@@ -97,16 +94,6 @@ fn ask(
 
 /// Writes one record, after whatever others wrote meanwhile.
 pub(crate) fn append(project: &Project, log: &mut Log, body: &RecordBody) -> Result<(), Failure> {
-    let mut attempts = 0;
-    loop {
-        let expected = log.history().last_seq;
-        match log.append(expected, &[(clock::now(), project.by.clone(), body.clone())]) {
-            Ok(_) => return Ok(()),
-            Err(StoreError::Conflict { .. }) if attempts < APPEND_ATTEMPTS_MAX => {
-                attempts += 1;
-                log.refresh().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
-            }
-            Err(error) => return Err(Failure::from_error(Exit::Failed, &error)),
-        }
-    }
+    greenlight_controller::append(log, &project.by, body)
+        .map_err(|error| Failure::from_error(Exit::Failed, &error))
 }

@@ -1,0 +1,54 @@
+//! Writing one record, with a step boundary on either side.
+
+use greenlight_model::record::RecordBody;
+use greenlight_store::{Log, StoreError};
+
+use crate::{boundary, clock};
+
+/// How often a record is offered again when somebody else was faster with theirs.
+const APPEND_ATTEMPTS_MAX: usize = 20;
+
+/// Writes one record. When somebody else wrote first, what they wrote is taken in and the record is offered again: each of
+/// ours stands on its own, whatever came before it.
+///
+/// # Errors
+/// When the log refuses the record or cannot be written.
+pub fn append(log: &mut Log, by: &str, body: &RecordBody) -> Result<(), StoreError> {
+    boundary::pass(Boundary("before", body));
+    let mut attempts = 0;
+    loop {
+        let expected = log.history().last_seq;
+        match log.append(expected, &[(clock::now(), by.to_owned(), body.clone())]) {
+            Ok(_) => break,
+            Err(StoreError::Conflict { .. }) if attempts < APPEND_ATTEMPTS_MAX => {
+                attempts += 1;
+                log.refresh()?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    boundary::pass(Boundary("after", body));
+    Ok(())
+}
+
+/// The name of the boundary beside a record.
+struct Boundary<'a>(&'static str, &'a RecordBody);
+
+impl std::fmt::Display for Boundary<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self(side, body) = self;
+        match body {
+            RecordBody::ActionStarted { action, .. } => {
+                write!(f, "{side} the record that {} of {} began", action.verb(), action.instance())
+            }
+            RecordBody::ActionFinished { action, .. } => {
+                write!(f, "{side} the record that {} of {} ended", action.verb(), action.instance())
+            }
+            RecordBody::RolloutStarted { .. } => write!(f, "{side} the record that the rollout began"),
+            RecordBody::RolloutEnded { .. } => write!(f, "{side} the record that the rollout ended"),
+            RecordBody::Noted { .. } => write!(f, "{side} the record of a turn"),
+            RecordBody::OperatorAsked { .. } => write!(f, "{side} the record of what an operator asked"),
+            RecordBody::ReleaseMarked { .. } => write!(f, "{side} the record of a release's mark"),
+        }
+    }
+}
