@@ -6,7 +6,8 @@
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Stdio};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -79,7 +80,13 @@ impl<'a> Site<'a> {
 
     /// Starts `greenlight`, to do something beside it.
     pub(crate) fn begin(&self, arguments: &[&str]) -> Begun<'_> {
+        self.begin_with(arguments, |_| ())
+    }
+
+    /// The same, with something about the command changed: its directory, a variable.
+    pub(crate) fn begin_with(&self, arguments: &[&str], change: impl FnOnce(&mut Command)) -> Begun<'_> {
         let mut command = self.project.greenlight(self.bed, arguments).unwrap();
+        change(&mut command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let lines = [collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap())];
@@ -199,7 +206,7 @@ impl Begun<'_> {
     /// Sends it a signal.
     pub(crate) fn signal(&self, name: &str) {
         // The program replaced `nsenter`, so it has the child's own id.
-        let mut command = std::process::Command::new("kill");
+        let mut command = Command::new("kill");
         let output = output_of(command.args(["-s", name, &self.child.id().to_string()])).unwrap();
         assert!(output.status.success(), "{output:?}");
     }
@@ -209,14 +216,29 @@ impl Begun<'_> {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Waits for its end, which must come in time.
+    #[track_caller]
+    pub(crate) fn end_within(mut self, deadline: Duration) -> Ended {
+        let ended = wait::until(&format!("the end of greenlight {}", self.shown), deadline, || {
+            let printed = || self.lines.iter().map(|(text, _)| text.lock().unwrap().clone()).collect();
+            self.child.try_wait().unwrap().map_or_else(|| Err(printed()), |_| Ok(()))
+        });
+        if ended.is_err() {
+            self.child.kill().unwrap();
+        }
+        ended.unwrap();
+        self.end()
+    }
+
     /// Waits for its end.
     pub(crate) fn end(mut self) -> Ended {
-        let code = self.child.wait().unwrap().code();
+        let status = self.child.wait().unwrap();
         let [stdout, stderr] = self.lines.map(|(text, thread)| {
             thread.join().unwrap();
             std::mem::take(&mut *text.lock().unwrap())
         });
-        let ended = Ended { shown: self.shown, code, stdout, stderr };
+        let (code, signal) = (status.code(), status.signal());
+        let ended = Ended { shown: self.shown, code, signal, stdout, stderr };
         self.printed.borrow_mut().push_str(&ended.to_string());
         ended
     }
@@ -227,14 +249,17 @@ impl Begun<'_> {
 pub(crate) struct Ended {
     shown: String,
     pub(crate) code: Option<i32>,
+    /// The signal that ended it.
+    pub(crate) signal: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { shown, code, stdout, stderr } = self;
-        write!(f, "$ greenlight {shown}\n{stdout}--- stderr\n{stderr}--- exit {code:?}\n")
+        let Self { shown, code, signal, stdout, stderr } = self;
+        let how = signal.map_or_else(|| format!("exit {code:?}"), |signal| format!("signal {signal}"));
+        write!(f, "$ greenlight {shown}\n{stdout}--- stderr\n{stderr}--- {how}\n")
     }
 }
 
