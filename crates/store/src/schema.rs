@@ -1,11 +1,11 @@
 //! The log's file: how it is created, recognised and checked.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags};
 
 use crate::error::{StoreError, sql};
 
@@ -35,16 +35,13 @@ const TABLES: &str = "
 
 /// Opens the file, creates it when absent, and refuses what is not a sound log of a version that this build knows.
 pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
-    create_file(path).map_err(|source| StoreError::Create { path: path.to_owned(), source })?;
     let doing = sql(path, "open");
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags).map_err(doing)?;
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(doing)?;
-    connection.pragma_update(None, "synchronous", "FULL").map_err(doing)?;
-    create_tables(&mut connection, path)?;
-    // Only now, when the file is known to be ours: this changes it.
-    let mode: String =
-        connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(doing)?;
+    if !path.try_exists().map_err(|source| StoreError::Create { path: path.to_owned(), source })? {
+        create(path)?;
+    }
+    let connection = connect(path)?;
+    check_version(&connection, path)?;
+    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(doing)?;
     if mode != "wal" {
         return Err(StoreError::NoWriteAheadLog { path: path.to_owned(), found: mode });
     }
@@ -55,48 +52,51 @@ pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// SQLite gives its `-wal` and `-shm` files the mode of the main file, so that one is made first, readable by its owner
-/// alone.
-fn create_file(path: &Path) -> std::io::Result<()> {
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    }
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(file) => {
-            file.sync_all()?;
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn create_tables(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+fn connect(path: &Path) -> Result<Connection, StoreError> {
     let doing = sql(path, "open");
-    if is_ours(connection, path)? {
-        return Ok(());
-    }
-    // Somebody else may create the tables at the same moment; under the write lock only one of us finds none.
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(doing)?;
-    if is_ours(&transaction, path)? {
-        return Ok(());
-    }
-    transaction.execute_batch(TABLES).map_err(doing)?;
-    transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(doing)?;
-    transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(doing)?;
-    transaction.commit().map_err(doing)
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(doing)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(doing)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(doing)?;
+    Ok(connection)
 }
 
-/// Whether the file is a log of this version (yes) or empty (no).
-fn is_ours(connection: &Connection, path: &Path) -> Result<bool, StoreError> {
+/// Makes an empty log under another name and gives it its own only when it is whole. Nobody ever sees one that is being
+/// made, and of several who make one at once the first stays: that is the one all of them open.
+///
+/// SQLite gives its `-wal` and `-shm` files the mode of the main file, which is 0600 from the start.
+fn create(path: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Create { path: path.to_owned(), source };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
+    let file =
+        tempfile::Builder::new().prefix(".records-").tempfile_in(parent).map_err(failed)?.into_temp_path();
+    let doing = sql(path, "create");
+    let connection = connect(&file)?;
+    let mode: String =
+        connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(doing)?;
+    if mode != "wal" {
+        return Err(StoreError::NoWriteAheadLog { path: path.to_owned(), found: mode });
+    }
+    connection.execute_batch(TABLES).map_err(doing)?;
+    connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(doing)?;
+    connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(doing)?;
+    // Closing the only connection writes everything to the main file and removes the two beside it.
+    connection.close().map_err(|(_, error)| doing(error))?;
+    File::open(&file).and_then(|file| file.sync_all()).map_err(failed)?;
+    match file.persist_noclobber(path) {
+        Ok(()) => File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed),
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(failed(error.error)),
+    }
+}
+
+/// Refuses what is not a log, or one of another version. Nothing is changed in it.
+fn check_version(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let doing = sql(path, "open");
     let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0)).map_err(doing);
-    let tables = number("SELECT count(*) FROM sqlite_schema")?;
-    let (application, version) = (number("PRAGMA application_id")?, number("PRAGMA user_version")?);
-    match (application, version) {
-        (0, 0) if tables == 0 => Ok(false),
-        (APPLICATION_ID, SCHEMA_VERSION) => Ok(true),
+    match (number("PRAGMA application_id")?, number("PRAGMA user_version")?) {
+        (APPLICATION_ID, SCHEMA_VERSION) => Ok(()),
         (APPLICATION_ID, found) if found > SCHEMA_VERSION => {
             Err(StoreError::NewerSchema { path: path.to_owned(), found })
         }

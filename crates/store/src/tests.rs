@@ -134,6 +134,29 @@ fn racing_writers_lose_nothing_and_leave_no_gap() {
     }
 }
 
+/// Some find no file, some find one that another is about to make; nobody sees one that is half made.
+#[test]
+fn racing_openers_all_open_one_whole_log() {
+    const ROUNDS: usize = 50;
+    const OPENERS: usize = 8;
+    for _ in 0..ROUNDS {
+        let directory = Directory::new();
+        let path = directory.log();
+        let start = std::sync::Barrier::new(OPENERS);
+        std::thread::scope(|scope| {
+            for _ in 0..OPENERS {
+                scope.spawn(|| {
+                    start.wait();
+                    Log::open(&path).unwrap();
+                });
+            }
+        });
+        let names = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with(".records-")).collect();
+        assert_eq!(left, [""; 0], "nothing is left of those that came too late");
+    }
+}
+
 /// A log with some hundred records and nothing left in its write-ahead log.
 fn filled(directory: &Directory) -> PathBuf {
     let path = directory.log();
