@@ -2,13 +2,13 @@
 //!
 //! Guarantees: nothing is stopped before every process of the new release is resolved; a stop is believed only when the process is
 //! gone, and nothing goes on before; a start is believed only when it is proven. Doing it again when it is done restarts nothing.
-//! On failure the switch stays as it is and the ledger says so: going back is another activation.
+//! On failure the switch stays as it is and the ledger says so: going back is another activation, or the guard's.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use greenlight_depot::host::HostDepot;
 use greenlight_model::Timestamp;
@@ -19,8 +19,9 @@ use greenlight_model::quantity::human_duration;
 
 use crate::command::{self, Step};
 use crate::context::Context;
-use crate::failure::{OrHost as _, Outcome, host};
+use crate::failure::{OrHost as _, Outcome, host, passing};
 use crate::files;
+use crate::guard;
 use crate::layout::Layout;
 use crate::ledger::{self, Change};
 use crate::logs;
@@ -34,8 +35,13 @@ use crate::process::{self, Identity};
 use crate::run::{self, Run};
 use crate::supervise;
 
-/// Becomes what is desired, and says what the instance is then.
-pub(crate) fn activate(context: &Context, desired: &Desired) -> Outcome<InstanceReport> {
+/// Becomes what is desired, and says what the instance is then. With `guard`, the host goes back by itself unless that is confirmed in
+/// this time.
+pub(crate) fn activate(
+    context: &Context,
+    desired: &Desired,
+    guard: Option<Duration>,
+) -> Outcome<InstanceReport> {
     let layout = Layout::new(&desired.spec.root);
     let doing = match &desired.release {
         Some(mark) => format!("activating {}", mark.label),
@@ -43,18 +49,21 @@ pub(crate) fn activate(context: &Context, desired: &Desired) -> Outcome<Instance
     };
     let _change = Change::begin(&layout, &doing)?;
     let content = ledger::content_of(desired)?;
-    let active = ledger::update(&layout, |ledger| {
+    let (active, is_armed) = ledger::update(&layout, |ledger| {
         ledger::check_claim(ledger, &desired.rollout, Timestamp::now())?;
         ledger::accept(ledger, desired, content)?;
-        Ok(ledger.active)
+        Ok((ledger.active, ledger.guard.is_some()))
     })?;
+    if !is_armed {
+        guard::clear(context, &layout);
+    }
     let running = match active {
         Some(active) => Run::load(&layout, active)?,
         None => None,
     };
-    let activation = Activation { context, layout, desired, running };
+    let activation = Activation::new(context, layout, desired, running);
     let done = match &desired.release {
-        Some(mark) => activation.to(mark),
+        Some(mark) => activation.to(mark, guard),
         None => activation.to_nothing(),
     };
     match done {
@@ -66,7 +75,8 @@ pub(crate) fn activate(context: &Context, desired: &Desired) -> Outcome<Instance
     }
 }
 
-struct Activation<'a> {
+/// One change of what an instance runs, under its change lock.
+pub(crate) struct Activation<'a> {
     context: &'a Context,
     layout: Layout,
     desired: &'a Desired,
@@ -74,20 +84,63 @@ struct Activation<'a> {
     running: Option<Run>,
 }
 
-impl Activation<'_> {
-    fn to(&self, mark: &ReleaseMark) -> Outcome<()> {
-        let spec = &self.desired.spec;
-        let depot = HostDepot::open(self.layout.root()).or_host(|| format!("open {}", spec.root))?;
-        if depot.mark(mark.id).or_host(|| "read the release's mark".to_owned())?.is_none() {
-            return Err(host(format!("release {} is not staged on this host: stage it first", mark.label)));
-        }
-        let kind = manager::resolve(spec.manager);
+/// A release that can be started: every name in it was resolved.
+struct Ready<'a> {
+    plans: Vec<(&'a Process, Plan)>,
+    manager: Box<dyn Manager>,
+}
+
+impl<'a> Activation<'a> {
+    pub(crate) fn new(
+        context: &'a Context,
+        layout: Layout,
+        desired: &'a Desired,
+        running: Option<Run>,
+    ) -> Self {
+        Self { context, layout, desired, running }
+    }
+
+    fn to(&self, mark: &ReleaseMark, guard: Option<Duration>) -> Outcome<()> {
+        self.check_staged(mark)?;
+        let kind = manager::resolve(self.desired.spec.manager);
         let run = Run::new(self.desired.clone(), kind, run::secrets_hash(&self.layout, mark.id)?);
         // What runs needs nothing from the host any more, so nothing that is missing there may keep it from being told.
         if self.is_already(mark, &run)? {
             run.store(&self.layout, mark.id)?;
             return self.note(LedgerEvent::Proven, "it was active already");
         }
+        let ready = self.resolve(mark, kind)?;
+        if let Some(limit) = guard {
+            guard::arm(self.context, &self.layout, self.desired, self.running.as_ref(), kind, limit)?;
+        }
+        self.change(mark, &run, &ready)?;
+        self.note(LedgerEvent::Proven, &format!("{} processes", ready.plans.len()))
+    }
+
+    /// Runs a release as it was run before, unless it still does.
+    pub(crate) fn back(&self, run: &Run) -> Outcome<()> {
+        let mark =
+            self.desired.release.as_ref().ok_or_else(|| host("what is to be gone back to has no release"))?;
+        self.check_staged(mark)?;
+        if self.is_already(mark, run)? {
+            return Ok(());
+        }
+        let ready = self.resolve(mark, run.manager)?;
+        self.change(mark, run, &ready)
+    }
+
+    fn check_staged(&self, mark: &ReleaseMark) -> Outcome<()> {
+        let root = &self.desired.spec.root;
+        let depot = HostDepot::open(self.layout.root()).or_host(|| format!("open {root}"))?;
+        match depot.mark(mark.id).or_host(|| "read the release's mark".to_owned())? {
+            Some(_) => Ok(()),
+            None => Err(host(format!("release {} is not staged on this host: stage it first", mark.label))),
+        }
+    }
+
+    /// Finds everything that the new processes need, while the old ones still run.
+    fn resolve(&self, mark: &ReleaseMark, kind: ManagerKind) -> Outcome<Ready<'a>> {
+        let spec = &self.desired.spec;
         let plans = spec
             .processes
             .values()
@@ -99,14 +152,20 @@ impl Activation<'_> {
         }
         let manager = manager::of(kind, self.context.site(spec));
         manager.check(&spec.processes.keys().collect::<Vec<_>>())?;
+        Ok(Ready { plans, manager })
+    }
 
-        self.stop_all(&*manager, kind)?;
+    /// Stops what runs, switches, starts and proves.
+    fn change(&self, mark: &ReleaseMark, run: &Run, ready: &Ready<'_>) -> Outcome<()> {
+        let manager = &*ready.manager;
+        self.stop_all(manager, run.manager)?;
         run.store(&self.layout, mark.id)?;
         self.switch(mark)?;
         let ticks = process::ticks_now();
-        let starts = plans
+        let starts = ready
+            .plans
             .iter()
-            .map(|(process, plan)| Ok((*process, plan, self.start(&*manager, plan)?)))
+            .map(|(process, plan)| Ok((*process, plan, self.start(manager, plan)?)))
             .collect::<Outcome<Vec<_>>>()?;
         for (process, plan, (at, position)) in &starts {
             self.context.phase(format!("probing {}", process.name));
@@ -114,9 +173,9 @@ impl Activation<'_> {
             let target = Target::new(process, &releases, mark, &[]);
             let start =
                 Start { at: *at, ticks, timeout: plan.start_timeout, stderr: (&plan.stderr, *position) };
-            probe::prove(&*manager, &target, &start)?;
+            probe::prove(manager, &target, &start)?;
         }
-        self.note(LedgerEvent::Proven, &format!("{} processes", starts.len()))
+        Ok(())
     }
 
     /// Whether nothing would change: the same release, run the same way, and proven.
@@ -128,7 +187,7 @@ impl Activation<'_> {
         Ok(observe::instance(self.context, &self.desired.spec)?.proven() == Some(mark.id))
     }
 
-    fn to_nothing(&self) -> Outcome<()> {
+    pub(crate) fn to_nothing(&self) -> Outcome<()> {
         let spec = &self.desired.spec;
         let kind = manager::resolve(spec.manager);
         let manager = manager::of(kind, self.context.site(spec));
@@ -330,6 +389,10 @@ pub(crate) fn confirm(
             report.ledger.generation
         )));
     }
+    if let Some(entry) = report.ledger.went_back() {
+        // The release did nothing wrong: it may be activated again.
+        return Err(passing(format!("the host went back by itself: {}", entry.detail)));
+    }
     if let Some(why) = report.why_not_proven(release) {
         return Err(crate::failure::release(format!(
             "release {} cannot be confirmed: {why}",
@@ -342,7 +405,9 @@ pub(crate) fn confirm(
             ledger.confirmed = Some(generation);
             ledger::note(ledger, Timestamp::now(), LedgerEvent::Confirmed, Some(release), generation, "");
         }
+        ledger.guard = None;
         Ok(())
     })?;
+    guard::clear(context, &layout);
     observe::instance(context, spec)
 }

@@ -54,8 +54,8 @@ pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Pie
         Request::Migrate { spec, release, migration, rollout } => {
             migrate::migrate(context, spec, release, migration, rollout).map(|()| Reply::Done)
         }
-        Request::Activate { desired } => {
-            activate::activate(context, desired).map(|report| Reply::Instance(Box::new(report)))
+        Request::Activate { desired, guard } => {
+            activate::activate(context, desired, *guard).map(|report| Reply::Instance(Box::new(report)))
         }
         Request::Confirm { spec, release, generation, rollout } => {
             let report = activate::confirm(context, spec, *release, *generation, rollout)?;
@@ -85,6 +85,7 @@ fn prune(
     kept.extend(
         [ledger.active, ledger.previous, ledger.last_good, observe::linked(&layout)?].into_iter().flatten(),
     );
+    kept.extend(ledger.guard.and_then(|guard| guard.back_to));
     let newest = usize::try_from(keep_releases).unwrap_or(usize::MAX);
     let removed = depot.prune(&kept, newest).or_host(|| "prune releases".to_owned())?;
     for id in &removed {

@@ -87,6 +87,11 @@ impl Layout {
         self.state().join("supervised").join(process.as_str())
     }
 
+    /// What an armed guard needs; only the agent's account may look inside.
+    pub(crate) fn guard(&self) -> PathBuf {
+        self.state().join("guard")
+    }
+
     /// Outputs of a smoke start, as long as it lasts.
     pub(crate) fn smoke(&self) -> PathBuf {
         self.state().join("smoke")

@@ -56,7 +56,9 @@ fn parse(bytes: &[u8]) -> Result<Ledger, String> {
             "was written by a newer greenlight (version {version}; this one knows {LEDGER_VERSION})"
         ));
     }
-    serde_json::from_slice(bytes).map_err(damaged)
+    let ledger: Ledger = serde_json::from_slice(bytes).map_err(damaged)?;
+    // An older form lacks only what is none or empty then.
+    Ok(Ledger { version: LEDGER_VERSION, ..ledger })
 }
 
 /// Reads, changes and writes the ledger, alone. Nothing is written when `change` fails.
@@ -94,9 +96,14 @@ pub(crate) struct Change {
 impl Change {
     /// Waits a moment for a change that is under way, and refuses when it goes on.
     pub(crate) fn begin(layout: &Layout, doing: &str) -> Outcome<Self> {
+        Self::begin_within(layout, doing, CHANGE_WAIT)
+    }
+
+    /// The same with another moment.
+    pub(crate) fn begin_within(layout: &Layout, doing: &str, wait: Duration) -> Outcome<Self> {
         create_state(layout)?;
         let path = layout.change_lock();
-        let taken = poll::until(CHANGE_INTERVAL, Instant::now() + CHANGE_WAIT, || {
+        let taken = poll::until(CHANGE_INTERVAL, Instant::now() + wait, || {
             Lock::try_take(&path).or_host(|| format!("lock {}", path.display()))
         })?;
         let Some(mut lock) = taken else {
@@ -187,7 +194,7 @@ pub(crate) fn content_of(desired: &Desired) -> Outcome<ContentHash> {
     Ok(ContentHash::from_bytes(*blake3::hash(&json).as_bytes()))
 }
 
-/// Takes over a generation, or refuses an older one and the same one with other content.
+/// Takes over a generation, or refuses an older one and the same one with other content. What an earlier one had armed is void.
 pub(crate) fn accept(ledger: &mut Ledger, desired: &Desired, content: ContentHash) -> Outcome<()> {
     let (seen, wanted) = (ledger.generation, desired.generation);
     let seen_rollout = ledger.rollout.as_ref().map_or("unknown", RolloutId::as_str);
@@ -201,6 +208,9 @@ pub(crate) fn accept(ledger: &mut Ledger, desired: &Desired, content: ContentHas
             "generation {wanted} was already used for something else on this host (rollout {seen_rollout}): two controllers are at \
              work, or the plan was changed without a new generation"
         )));
+    }
+    if ledger.guard.as_ref().is_some_and(|guard| guard.generation != wanted) {
+        ledger.guard = None;
     }
     ledger.generation = wanted;
     ledger.content = Some(content);
@@ -328,7 +338,7 @@ mod tests {
         assert_eq!(load(&layout).unwrap(), kept, "a change that fails writes nothing");
 
         for (content, why) in
-            [("", "damaged"), ("{\"version\":1,", "damaged"), ("[]", "damaged"), ("{\"version\":2}", "newer")]
+            [("", "damaged"), ("{\"version\":1,", "damaged"), ("[]", "damaged"), ("{\"version\":3}", "newer")]
         {
             fs::write(layout.ledger(), content).unwrap();
             let error = update(&layout, |_| Ok(())).unwrap_err();
@@ -356,5 +366,42 @@ mod tests {
         let ledger = parse(text.as_bytes()).unwrap();
         assert_eq!((ledger.generation, ledger.confirmed), (Generation(7), Some(Generation(6))));
         assert_eq!(ledger.history[0].event, LedgerEvent::TurnedBack);
+        assert_eq!((ledger.version, ledger.guard), (LEDGER_VERSION, None));
+    }
+
+    /// The same of version 2.
+    #[test]
+    fn version_2_is_read() {
+        let text = r#"{"version":2,"generation":7,"content":null,"rollout":"production-1","active":null,"previous":null,"last_good":null,
+            "confirmed":6,"claim":null,"guard":{"generation":7,"back_to":null,"limit":90000,"fires_at":"2026-11-21T01:00:00Z",
+            "boot":"b","armed_at_ms":12},"history":[{"at":"2026-11-21T00:59:00Z","event":"migration_begun","release":null,
+            "generation":6,"detail":""}]}"#;
+        let ledger = parse(text.as_bytes()).unwrap();
+        let guard = ledger.guard.unwrap();
+        assert_eq!(
+            (guard.generation, guard.limit, guard.lost),
+            (Generation(7), Duration::from_secs(90), None)
+        );
+        assert_eq!(ledger.history[0].event, LedgerEvent::MigrationBegun);
+    }
+
+    #[test]
+    fn another_generation_voids_a_guard_and_the_same_keeps_it() {
+        let desired = fixture::desired(3, "r1");
+        for (generation, is_kept) in [(3, true), (2, false)] {
+            let guard = greenlight_model::host::Guard {
+                generation: Generation(generation),
+                back_to: None,
+                limit: Duration::from_secs(90),
+                fires_at: at(90),
+                boot: "b".to_owned(),
+                armed_at_ms: 12,
+                lost: None,
+            };
+            let mut ledger =
+                Ledger { generation: Generation(generation), guard: Some(guard), ..Ledger::default() };
+            accept(&mut ledger, &desired, content_of(&desired).unwrap()).unwrap();
+            assert_eq!(ledger.guard.is_some(), is_kept, "{generation}");
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! What runs on a host: places, activates, supervises, observes.
 //!
 //! [`serve`] speaks with one controller over a pair of streams: that is the whole agent, and nothing of it needs to run in between.
+//! [`guard`] is the process that goes back when nobody confirms.
 //! [`supervise`] is the process that keeps another one running, on hosts that have neither systemd nor supervisord.
 //!
 //! ```text
 //! serve ─ handle ─┬─ observe, preflight, logs, socket        look
 //!                 ├─ stage, smoke, migrate                   beside what runs
-//!                 └─ activate ─ manager (systemd, supervisord, own) ─ probe
+//!                 ├─ activate ─ manager (systemd, supervisord, own) ─ probe
+//!                 └─ guard                                 the way back, when nobody confirms
 //!                    ledger · run · plan · environment       what is remembered, and how a process is run
 //! ```
 //!
@@ -24,6 +26,7 @@ mod failure;
 mod files;
 #[cfg(test)]
 mod fixture;
+mod guard;
 mod handle;
 mod layout;
 mod ledger;
@@ -46,5 +49,6 @@ mod strays;
 mod supervise;
 mod version;
 
+pub use guard::fire::guard;
 pub use serve::{Agent, AgentFailure, serve};
 pub use supervise::supervise;

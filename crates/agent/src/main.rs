@@ -2,8 +2,10 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use greenlight_agent::{serve, supervise};
+use greenlight_agent::{guard, serve, supervise};
+use greenlight_model::id::Generation;
 
 #[expect(
     clippy::print_stderr,
@@ -18,7 +20,12 @@ fn main() -> ExitCode {
             Ok(process) => supervise(Path::new(root), &process).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         },
-        _ => Err("usage: greenlight-agent agent [supervise --root ROOT --process NAME]".to_owned()),
+        ["agent", "guard", "--root", root, "--generation", generation, "--armed-at-ms", armed_at, rest @ ..] => {
+            go_back(root, generation, armed_at, rest)
+        }
+        _ => Err("usage: greenlight-agent agent [supervise --root ROOT --process NAME | guard --root ROOT --generation N \
+                  --armed-at-ms N [--after-ms N]]"
+            .to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -27,4 +34,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn go_back(root: &str, generation: &str, armed_at: &str, rest: &[&str]) -> Result<(), String> {
+    let number = |text: &str| text.parse::<u64>().map_err(|error| format!("`{text}`: {error}"));
+    let after = match rest {
+        [] => None,
+        ["--after-ms", after] => Some(Duration::from_millis(number(after)?)),
+        _ => return Err(format!("`{}` is not known", rest.join(" "))),
+    };
+    guard(Path::new(root), Generation(number(generation)?), number(armed_at)?, after)
+        .map_err(|error| error.to_string())
 }

@@ -1,6 +1,7 @@
 //! Running a release's migration on this host, once per rollout as the controller decides.
 
 use greenlight_model::Timestamp;
+use greenlight_model::action::Blame;
 use greenlight_model::fleet::Migration;
 use greenlight_model::host::{InstanceSpec, LedgerEvent, ReleaseMark};
 use greenlight_model::id::RolloutId;
@@ -66,10 +67,22 @@ pub(crate) fn migrate(
         account: account.as_ref(),
         timeout: migration.timeout,
     };
-    run_step(context, &step, &format!("the migration (`{}`)", migration.argv.join(" ")))?;
-    ledger::update(&layout, |ledger| {
-        let (id, generation) = (Some(mark.id), ledger.generation);
-        ledger::note(ledger, Timestamp::now(), LedgerEvent::Migrated, id, generation, mark.label.clone());
-        Ok(())
-    })
+    let note = |event, detail: String| {
+        ledger::update(&layout, |ledger| {
+            let generation = ledger.generation;
+            ledger::note(ledger, Timestamp::now(), event, Some(mark.id), generation, detail);
+            Ok(())
+        })
+    };
+    // Whoever comes after a death in the middle must see that it was begun.
+    note(LedgerEvent::MigrationBegun, mark.label.clone())?;
+    match run_step(context, &step, &format!("the migration (`{}`)", migration.argv.join(" "))) {
+        Ok(()) => note(LedgerEvent::Migrated, mark.label.clone()),
+        // It was killed because the controller went: how far it came is not known.
+        Err(error) if error.blame == Blame::Passing => Err(error),
+        Err(error) => {
+            note(LedgerEvent::MigrationFailed, error.message.clone())?;
+            Err(error)
+        }
+    }
 }

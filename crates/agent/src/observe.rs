@@ -14,6 +14,7 @@ use greenlight_model::id::ReleaseId;
 use crate::context::Context;
 use crate::facts;
 use crate::failure::{OrHost as _, Outcome};
+use crate::guard;
 use crate::layout::Layout;
 use crate::ledger;
 use crate::logs::{self, Position};
@@ -38,7 +39,10 @@ pub(crate) fn observe(context: &Context, specs: &[InstanceSpec]) -> Outcome<Host
 /// Looks at one instance: its processes as they were started, not as the fleet file would have them by now.
 pub(crate) fn instance(context: &Context, spec: &InstanceSpec) -> Outcome<InstanceReport> {
     let layout = Layout::new(&spec.root);
-    let ledger = ledger::load(&layout)?;
+    let mut ledger = ledger::load(&layout)?;
+    if let Some(guard) = &mut ledger.guard {
+        guard.lost = guard::lost(&layout, guard)?;
+    }
     let linked = linked(&layout)?;
     let marks = staged_marks(&layout)?;
     let run = match ledger.active {

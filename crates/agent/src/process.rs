@@ -141,11 +141,15 @@ pub(crate) fn command_line(pid: u32) -> String {
     if text.is_empty() { format!("process {pid}") } else { text.join(" ").chars().take(200).collect() }
 }
 
+/// The time since boot: nobody sets it.
+pub(crate) fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
 /// The clock ticks since boot, as start times of processes are counted.
 pub(crate) fn ticks_now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let duration =
-        Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
+    let duration = since_boot();
     u64::try_from(duration.as_nanos() * u128::from(ticks_per_second()) / 1_000_000_000).unwrap_or(u64::MAX)
 }
 

@@ -1,6 +1,8 @@
 //! How each release was last run on this host. Processes are stopped as they were started, whatever the fleet file says by then; and
 //! going back to a release runs it as it ran.
 
+use std::path::Path;
+
 use greenlight_model::fleet::ManagerKind;
 use greenlight_model::host::Desired;
 use greenlight_model::id::{ContentHash, ReleaseId};
@@ -43,9 +45,13 @@ impl Run {
 
     /// How the release was last run here; none when it never was.
     pub(crate) fn load(layout: &Layout, release: ReleaseId) -> Outcome<Option<Self>> {
-        let path = layout.run(release);
+        Self::load_from(&layout.run(release))
+    }
+
+    /// The same from a file.
+    pub(crate) fn load_from(path: &Path) -> Outcome<Option<Self>> {
         let read =
-            files::read_if_there(&path, RUN_BYTES_MAX).or_host(|| format!("read {}", path.display()))?;
+            files::read_if_there(path, RUN_BYTES_MAX).or_host(|| format!("read {}", path.display()))?;
         let Some(bytes) = read else { return Ok(None) };
         let run: Self = serde_json::from_slice(&bytes).map_err(|error| {
             host(format!("{} is damaged or of a newer greenlight: {error}", path.display()))
@@ -63,10 +69,15 @@ impl Run {
 
     /// Keeps it, for its release.
     pub(crate) fn store(&self, layout: &Layout, release: ReleaseId) -> Outcome<()> {
-        let (directory, path) = (layout.runs(), layout.run(release));
+        let directory = layout.runs();
         files::create_directory(&directory, 0o700).or_host(|| format!("create {}", directory.display()))?;
+        self.store_at(&layout.run(release))
+    }
+
+    /// The same in a file.
+    pub(crate) fn store_at(&self, path: &Path) -> Outcome<()> {
         let bytes = serde_json::to_vec(self).or_host(|| "write the desired state as JSON".to_owned())?;
-        files::write_atomically(&path, &bytes, 0o600, None).or_host(|| format!("write {}", path.display()))
+        files::write_atomically(path, &bytes, 0o600, None).or_host(|| format!("write {}", path.display()))
     }
 }
 

@@ -104,12 +104,7 @@ enum Event {
 
 impl Supervisor {
     fn begin(directory: &Path) -> Outcome<Self> {
-        // A session of its own, so that nothing which ends the agent's ends this. It fails only for one that already leads a group.
-        if let Err(error) = rustix::process::setsid()
-            && error != rustix::io::Errno::PERM
-        {
-            return Err(error).or_host(|| "begin a session".to_owned());
-        }
+        begin_session()?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         // The socket is bound by a relative name: whole paths of sockets are limited to some hundred bytes.
         std::env::set_current_dir(directory).or_host(|| format!("enter {}", directory.display()))?;
@@ -306,8 +301,16 @@ fn listen(sender: Sender<Event>) -> Outcome<()> {
     Ok(())
 }
 
+/// A session of its own, so that nothing which ends the agent's ends this. It fails only for one that already leads a group.
+pub(crate) fn begin_session() -> Outcome<()> {
+    match rustix::process::setsid() {
+        Err(error) if error != rustix::io::Errno::PERM => Err(error).or_host(|| "begin a session".to_owned()),
+        _ => Ok(()),
+    }
+}
+
 /// Gives up the pipe to the agent, which waits for its end.
-fn detach_outputs() -> Outcome<()> {
+pub(crate) fn detach_outputs() -> Outcome<()> {
     let null = fs::File::options().write(true).open("/dev/null").or_host(|| "open /dev/null".to_owned())?;
     rustix::stdio::dup2_stdout(&null).or_host(|| "let go of the standard output".to_owned())?;
     rustix::stdio::dup2_stderr(&null).or_host(|| "let go of the standard error".to_owned())

@@ -340,6 +340,21 @@ pub(crate) enum AgentRole {
         #[arg(long)]
         process: ProcessName,
     },
+    /// Go back from an activation that was not confirmed.
+    Guard {
+        /// The service's directory.
+        #[arg(long)]
+        root: PathBuf,
+        /// The activation's number.
+        #[arg(long)]
+        generation: u64,
+        /// When the guard was armed, in milliseconds since boot: tells it from others of the same activation.
+        #[arg(long)]
+        armed_at_ms: u64,
+        /// How long to wait first; a timer of systemd has waited already.
+        #[arg(long)]
+        after_ms: Option<u64>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -270,6 +270,7 @@ fn timeouts(stated: &language::Timeouts) -> Timeouts {
         connect: limit(&stated.connect, usual.connect),
         stage: limit(&stated.stage, usual.stage),
         activate: limit(&stated.activate, usual.activate),
+        confirm: limit(&stated.confirm, usual.confirm),
         drain: stated.drain.value().copied().unwrap_or(usual.drain),
         admit: limit(&stated.admit, usual.admit),
     }

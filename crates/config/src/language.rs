@@ -284,6 +284,9 @@ table! {
         stage: Limit = "\"15m\"",
         /// Switching and restarting, beyond the processes' own start and stop timeouts. Default: 60s.
         activate: Limit = "\"60s\"",
+        /// Confirming an activation over a fresh connection, beyond the processes' own start and stop timeouts; then the
+        /// host goes back by itself. Default: 30s.
+        confirm: Limit = "\"30s\"",
         /// Waiting for sessions to end; then they are cut. Default: 30s.
         drain: Duration = "\"30s\"",
         /// Waiting for the balancer to see an instance as up. Default: 30s.

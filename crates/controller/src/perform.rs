@@ -17,7 +17,7 @@ use greenlight_model::id::{
     ContentHash, Generation, HostName, Instance, ReleaseId, ServiceName, VariableName,
 };
 use greenlight_model::manifest::Release;
-use greenlight_model::rollout::Plan;
+use greenlight_model::rollout::{Direction, Plan};
 use greenlight_model::traffic::BalancerReport;
 
 use crate::gather::Gatherer;
@@ -167,21 +167,29 @@ impl Performer {
             Action::Activate { release, generation, .. } => {
                 let desired = self.desired(spec(Some(*release))?, Some(self.mark(*release)?), *generation);
                 let timeout = timeouts.activate + start_and_stop(&desired.spec);
-                hosts.call(host, Request::Activate { desired }, timeout, watch).await.map(drop)
+                // The way back is never undone by a timer.
+                let is_guarded =
+                    self.plan.direction == Direction::Forward && *generation == self.plan.generation;
+                let guard = is_guarded.then(|| timeouts.guard(desired.spec.processes.values()));
+                hosts.call(host, Request::Activate { desired, guard }, timeout, watch).await.map(drop)
             }
             Action::Deactivate { generation, .. } => {
                 // What has to be stopped is what the present release runs.
                 let desired = self.desired(spec(known.get(&instance.service).copied())?, None, *generation);
                 let timeout = timeouts.activate + start_and_stop(&desired.spec);
-                hosts.call(host, Request::Activate { desired }, timeout, watch).await.map(drop)
+                hosts.call(host, Request::Activate { desired, guard: None }, timeout, watch).await.map(drop)
             }
             Action::Confirm { release, generation, .. } => {
                 hosts.fresh(host).await?;
                 let known = BTreeMap::from([(instance.service.clone(), *release)]);
                 let report = gatherer.observe(host, &known).await?;
-                if let Some(why) =
-                    report.instances.get(&instance.service).and_then(|seen| seen.why_not_proven(*release))
-                {
+                let seen = report.instances.get(&instance.service);
+                if let Some(entry) = seen.and_then(|seen| seen.ledger.went_back()) {
+                    // The release did nothing wrong: it may be activated again.
+                    let why = format!("{instance} went back by itself: {}", entry.detail);
+                    return Err(HostError { blame: Blame::Passing, ..host_failed(why) });
+                }
+                if let Some(why) = seen.and_then(|seen| seen.why_not_proven(*release)) {
                     let why = format!(
                         "{instance}, seen over a fresh connection, does not prove the release: {why}"
                     );

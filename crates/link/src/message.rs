@@ -17,11 +17,11 @@ use greenlight_model::host::{
 };
 use greenlight_model::id::{ContentHash, Generation, ProcessName, ReleaseId, RolloutId, VariableName};
 use greenlight_model::manifest::Manifest;
-use greenlight_model::quantity::duration_ms;
+use greenlight_model::quantity::{duration_ms, optional_duration_ms};
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol. Over ssh both ends are the same build; agents that dial in may be older.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Anything that travels as JSON in one frame.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,9 +129,13 @@ pub enum Request {
     Activate {
         /// The whole desired state.
         desired: Desired,
+        /// How long from now the host waits for [`Request::Confirm`] before it goes back by itself to what it runs now; it
+        /// does not when absent.
+        #[serde(default, with = "optional_duration_ms")]
+        guard: Option<Duration>,
     },
-    /// The release was proven over a fresh connection: it is the last good one from now on. Answered by
-    /// [`Reply::Instance`].
+    /// The release was proven over a fresh connection: it is the last good one from now on, and its guard is disarmed.
+    /// Answered by [`Reply::Instance`].
     Confirm {
         /// The instance.
         spec: InstanceSpec,

@@ -375,6 +375,10 @@ pub struct Timeouts {
     /// Switching and restarting, beyond what the processes' own start and stop timeouts allow.
     #[serde(with = "duration_ms")]
     pub activate: Duration,
+    /// Confirming an activation over a fresh connection, beyond the processes' own start and stop timeouts; then the
+    /// host's guard goes back.
+    #[serde(default = "usual_confirm", with = "duration_ms")]
+    pub confirm: Duration,
     /// Waiting for sessions to end; then they are cut.
     #[serde(with = "duration_ms")]
     pub drain: Duration,
@@ -389,9 +393,27 @@ impl Default for Timeouts {
             connect: Duration::from_secs(20),
             stage: Duration::from_secs(900),
             activate: Duration::from_secs(60),
+            confirm: usual_confirm(),
             drain: Duration::from_secs(30),
             admit: Duration::from_secs(30),
         }
+    }
+}
+
+/// Long enough for a fresh connection, a look and two answers over a slow line; short enough that a host whose controller died
+/// is back before somebody has found the laptop.
+fn usual_confirm() -> Duration {
+    Duration::from_secs(30)
+}
+
+impl Timeouts {
+    /// How long after it was armed the guard of an activation goes back: what stopping and starting these processes may
+    /// take, one after the other, and then the confirmation.
+    #[must_use]
+    pub fn guard<'a>(&self, processes: impl IntoIterator<Item = &'a Process>) -> Duration {
+        let switching: Duration =
+            processes.into_iter().map(|process| process.stop_timeout + process.start_timeout).sum();
+        switching + self.confirm
     }
 }
 

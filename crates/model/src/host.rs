@@ -63,7 +63,7 @@ pub struct Desired {
 }
 
 /// The version of the ledger's form that this build writes.
-pub const LEDGER_VERSION: u32 = 1;
+pub const LEDGER_VERSION: u32 = 2;
 /// Most history entries a ledger keeps; the oldest go first.
 pub const LEDGER_HISTORY_MAX: usize = 100;
 
@@ -88,6 +88,9 @@ pub struct Ledger {
     pub confirmed: Option<Generation>,
     /// Who may change this instance now.
     pub claim: Option<Claim>,
+    /// What goes back by itself, while an activation is not confirmed.
+    #[serde(default)]
+    pub guard: Option<Guard>,
     /// What happened here, oldest first.
     pub history: Vec<LedgerEntry>,
 }
@@ -103,6 +106,71 @@ pub struct Claim {
     pub reason: String,
     /// When it ends unless renewed, by the host's clock.
     pub expires_at: Timestamp,
+}
+
+impl Ledger {
+    /// That the host went back by itself from what this generation brought, when nothing was switched since.
+    #[must_use]
+    pub fn went_back(&self) -> Option<&LedgerEntry> {
+        let mut switches = self.history.iter().rev().filter(|entry| {
+            matches!(entry.event, LedgerEvent::Switched | LedgerEvent::Deactivated | LedgerEvent::TurnedBack)
+        });
+        switches
+            .next()
+            .filter(|last| last.event == LedgerEvent::TurnedBack && last.generation == self.generation)
+    }
+
+    /// How often the host went back by itself under a generation.
+    #[must_use]
+    pub fn times_gone_back(&self, generation: Generation) -> usize {
+        let of_generation = self.history.iter().filter(|entry| entry.generation == generation);
+        of_generation.filter(|entry| entry.event == LedgerEvent::TurnedBack).count()
+    }
+
+    /// What is known of the migration of a release here; none when it was never begun.
+    #[must_use]
+    pub fn migration(&self, release: ReleaseId) -> Option<MigrationTrace> {
+        let of_release = self.history.iter().rev().filter(|entry| entry.release == Some(release));
+        of_release.into_iter().find_map(|entry| match entry.event {
+            LedgerEvent::Migrated => Some(MigrationTrace::Done),
+            LedgerEvent::MigrationFailed => Some(MigrationTrace::Failed),
+            LedgerEvent::MigrationBegun => Some(MigrationTrace::Begun),
+            _ => None,
+        })
+    }
+}
+
+/// What a ledger knows of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MigrationTrace {
+    /// It was begun, and how it ended is not known.
+    Begun,
+    /// It ran.
+    Done,
+    /// It ended with an error.
+    Failed,
+}
+
+/// The host's own timer that goes back unless the activation is confirmed in time. It runs on the monotonic clock, and not
+/// beyond the machine's boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// The activation that it guards.
+    pub generation: Generation,
+    /// What it goes back to; none takes the service off the host.
+    pub back_to: Option<ReleaseId>,
+    /// How long after it was armed it goes back.
+    #[serde(with = "duration_ms")]
+    pub limit: Duration,
+    /// When that is, by the host's clock as it was then. For people.
+    pub fires_at: Timestamp,
+    /// The boot of the machine in which it was armed.
+    pub boot: String,
+    /// When it was armed, in milliseconds since that boot. Tells its timer from any other of the same activation.
+    pub armed_at_ms: u64,
+    /// Why it will not go back any more, when its timer is gone. Found by whoever looks, never stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
 }
 
 /// One thing that happened on a host.
@@ -138,8 +206,12 @@ pub enum LedgerEvent {
     TurnedBack,
     /// The service was taken off the host.
     Deactivated,
+    /// The migration is about to run. Without one of the two below after it, how it ended is not known.
+    MigrationBegun,
     /// The migration ran.
     Migrated,
+    /// The migration ended with an error.
+    MigrationFailed,
     /// Releases were removed.
     Pruned,
 }

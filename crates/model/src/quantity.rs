@@ -130,6 +130,29 @@ pub mod duration_ms {
     }
 }
 
+/// As [`duration_ms`], for one that may be absent. Use with `#[serde(default, with = "optional_duration_ms")]`.
+pub mod optional_duration_ms {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// Writes whole milliseconds, or nothing.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        duration.map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)).serialize(serializer)
+    }
+
+    /// Reads whole milliseconds, or nothing.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_millis))
+    }
+}
+
 /// A duration as people read it: `450ms`, `2.5s`, `3m 10s`, `2h 5m`, `3d 4h`.
 #[must_use]
 pub fn human_duration(duration: std::time::Duration) -> String {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use greenlight_model::id::ProcessName;
+use serde::{Deserialize, Serialize};
 
 use super::{ANSWER_TIMEOUT, Live, Manager, Site, unit_name};
 use crate::account::{self, Account};
@@ -31,7 +32,8 @@ const RESTARTS_WITHIN_S: u32 = 120;
 const RESTART_PAUSE_S: u32 = 1;
 
 /// Whose manager it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Scope {
     /// The system's.
     System,
@@ -57,6 +59,25 @@ fn user_runtime_directory() -> PathBuf {
     }
 }
 
+/// Runs a program that gives orders to one of the managers (`systemctl`, `systemd-run`).
+pub(crate) fn invoke(
+    scope: Scope,
+    program: &str,
+    arguments: &[&str],
+    timeout: Duration,
+) -> Outcome<Captured> {
+    let mut argv = vec![program, "--no-ask-password"];
+    let mut environment = command::helper_environment();
+    let directory = user_runtime_directory();
+    if scope == Scope::User {
+        argv.push("--user");
+        let directory = directory.to_str().ok_or_else(|| host("XDG_RUNTIME_DIR is not UTF-8"))?;
+        environment.insert("XDG_RUNTIME_DIR".to_owned(), directory.to_owned());
+    }
+    argv.extend(arguments);
+    command::capture_with(&argv, &environment, timeout).or_host(|| format!("run `{}`", argv.join(" ")))
+}
+
 impl Systemd {
     pub(crate) fn new(site: Site, scope: Scope) -> Self {
         Self { site, scope }
@@ -75,16 +96,8 @@ impl Systemd {
     }
 
     fn systemctl(&self, arguments: &[&str], timeout: Duration) -> Outcome<Captured> {
-        let mut argv = vec!["systemctl", "--no-ask-password", "--no-pager"];
-        let mut environment = command::helper_environment();
-        if self.scope == Scope::User {
-            argv.push("--user");
-            let directory = user_runtime_directory();
-            let directory = directory.to_str().ok_or_else(|| host("XDG_RUNTIME_DIR is not UTF-8"))?;
-            environment.insert("XDG_RUNTIME_DIR".to_owned(), directory.to_owned());
-        }
-        argv.extend(arguments);
-        command::capture_with(&argv, &environment, timeout).or_host(|| format!("run `{}`", argv.join(" ")))
+        let arguments: Vec<&str> = std::iter::once("--no-pager").chain(arguments.iter().copied()).collect();
+        invoke(self.scope, "systemctl", &arguments, timeout)
     }
 
     /// Runs `systemctl` and fails when it does.

@@ -1,6 +1,8 @@
 //! The whole agent, over a connection, with a real application.
 
 #[cfg(test)]
+mod guard;
+#[cfg(test)]
 mod managers;
 #[cfg(test)]
 mod own_supervision;

@@ -428,7 +428,7 @@ fn an_activation_is_finished_when_the_controller_goes() {
     host.deploy(&spec, &v1, 1);
     host.claim(&spec, ROLLOUT, 2).unwrap();
     host.stage(&spec, &v2).unwrap();
-    let id = host.send(Request::Activate { desired: desired(&spec, Some(&v2), 2) });
+    let id = host.send(Request::Activate { desired: desired(&spec, Some(&v2), 2), guard: None });
     host.wait_for_phase(id, "stopping web");
     host.reconnect();
     let report = host.observe(&spec);

@@ -29,6 +29,8 @@ print("starting", version, flush=True)
 print("mode", mode, file=sys.stderr, flush=True)
 if mode == "crash":
     sys.exit("cannot read the state file")
+if mode == "slow":
+    time.sleep(600)
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "child":
@@ -127,6 +129,12 @@ impl Host {
         self.hang_up();
         let (input, output, serving, facts) = connect(&self.agent);
         (self.input, self.output, self.serving, self.facts) = (Some(input), output, Some(serving), facts);
+    }
+
+    /// From here on another program is started for what must outlive the agent.
+    pub(crate) fn set_program(&mut self, program: &Path) {
+        self.agent = Agent::with_program(program.to_owned());
+        self.reconnect();
     }
 
     pub(crate) fn hang_up(&mut self) {
@@ -256,7 +264,36 @@ impl Host {
         release: Option<&Release>,
         generation: u64,
     ) -> Result<InstanceReport, AgentError> {
-        match self.ask(Request::Activate { desired: desired(spec, release, generation) })? {
+        self.activate_guarded(spec, release, generation, None)
+    }
+
+    /// The same with a limit after which the host goes back.
+    pub(crate) fn activate_guarded(
+        &mut self,
+        spec: &InstanceSpec,
+        release: Option<&Release>,
+        generation: u64,
+        guard: Option<Duration>,
+    ) -> Result<InstanceReport, AgentError> {
+        match self.ask(Request::Activate { desired: desired(spec, release, generation), guard })? {
+            Reply::Instance(report) => Ok(*report),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn confirm(
+        &mut self,
+        spec: &InstanceSpec,
+        release: &Release,
+        generation: u64,
+    ) -> Result<InstanceReport, AgentError> {
+        let request = Request::Confirm {
+            spec: spec.clone(),
+            release: release.mark.id,
+            generation: Generation(generation),
+            rollout: ROLLOUT.parse().unwrap(),
+        };
+        match self.ask(request)? {
             Reply::Instance(report) => Ok(*report),
             other => panic!("{other:?}"),
         }
