@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, Verb};
-use greenlight_model::host::LedgerEvent;
+use greenlight_model::host::MigrationTrace;
 use greenlight_model::id::{Generation, Instance, ReleaseId, ServiceName};
 use greenlight_model::rollout::Direction;
 use greenlight_model::world::{Light, Traffic, World};
@@ -218,13 +218,16 @@ fn migration(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
     {
         return Some(format!("another migration is under way on {other}"));
     }
-    let ran_on = world.environment.instances_of(service).find(|instance| {
-        world.report(instance).is_some_and(|report| {
-            let mut history = report.ledger.history.iter();
-            history.any(|entry| entry.event == LedgerEvent::Migrated && entry.release == Some(*release))
-        })
-    })?;
-    Some(format!("the migration of {} ran before, on {ran_on}", world.title(*release)))
+    let title = world.title(*release);
+    world.environment.instances_of(service).find_map(|other| {
+        match world.report(&other)?.ledger.migration(*release)? {
+            MigrationTrace::Done => Some(format!("the migration of {title} ran before, on {other}")),
+            MigrationTrace::Begun => Some(format!(
+                "the migration of {title} was begun before, on {other}, and how it ended is not known"
+            )),
+            MigrationTrace::Failed => None,
+        }
+    })
 }
 
 /// Rule 8.
@@ -344,6 +347,12 @@ fn proof(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
     if report.proven() != Some(wanted) {
         let why = report.why_not_proven(wanted).unwrap_or_else(|| "it runs something else".to_owned());
         return Some(format!("{instance} does not prove {}: {why}", world.title(wanted)));
+    }
+    if let Some(guard) = &report.ledger.guard {
+        return Some(format!(
+            "{instance} was not confirmed: its host would go back by itself at {}, in the middle of requests",
+            guard.fires_at
+        ));
     }
     let is_switched = world.rollout.touched.contains(instance);
     (is_switched && report.ledger.generation < generation).then(|| {

@@ -10,7 +10,7 @@ use greenlight_model::fleet::{
     Strategy, Timeouts,
 };
 use greenlight_model::host::{
-    Claim, HostFacts, HostReport, InstanceReport, Ledger, LedgerEntry, LedgerEvent,
+    Claim, Guard, HostFacts, HostReport, InstanceReport, Ledger, LedgerEntry, LedgerEvent,
 };
 use greenlight_model::id::{Generation, Instance, ReleaseId};
 use greenlight_model::rollout::{Course, Direction, MigrationState, Plan, Rollout, Wave};
@@ -310,6 +310,19 @@ fn rule_3_proof() {
         world.rollout.plan.baseline.insert(instance("a"), None);
         turn_back(world);
     });
+    let sentence = "a/web was not confirmed: its host would go back by itself at 2027-01-15T08:01:30Z, in the middle of requests";
+    refused(rule, sentence, &admit("a"), |world| {
+        switch(world, "a");
+        report(world, "a").ledger.guard = Some(Guard {
+            generation: GENERATION,
+            back_to: Some(OLD),
+            limit: Duration::from_secs(90),
+            fires_at: at(90),
+            boot: "b".to_owned(),
+            armed_at_ms: 1,
+            lost: None,
+        });
+    });
     refused(rule, "a/web has never reported", &admit("a"), |world| world.inventory.clear());
 }
 
@@ -381,6 +394,21 @@ fn rule_6_migration() {
             generation: Generation(3),
             detail: String::new(),
         });
+    });
+    let trace = |event: LedgerEvent| LedgerEntry {
+        at: at(-50),
+        event,
+        release: Some(NEW),
+        generation: Generation(3),
+        detail: String::new(),
+    };
+    let sentence = "the migration of v2 was begun before, on c/web, and how it ended is not known";
+    refused(rule, sentence, &migrate(), |world| {
+        report(world, "c").ledger.history.push(trace(LedgerEvent::MigrationBegun));
+    });
+    permitted(&migrate(), |world| {
+        let history = &mut report(world, "c").ledger.history;
+        history.extend([LedgerEvent::MigrationBegun, LedgerEvent::MigrationFailed].map(trace));
     });
     refused(rule, "a migration of web never runs on the way back", &migrate(), turn_back);
     refused(rule, "a migration of web never runs on the way back", &migrate(), |world| {

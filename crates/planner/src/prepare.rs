@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use greenlight_model::action::{Action, Verb};
 use greenlight_model::decision::{Decision, Step, Wait};
-use greenlight_model::host::LedgerEvent;
+use greenlight_model::host::MigrationTrace;
 use greenlight_model::id::{HostName, ReleaseId, ServiceName};
 use greenlight_model::rollout::{Direction, MigrationState, Note};
 use greenlight_model::traffic::{Admission, BalancerReport};
@@ -295,14 +295,19 @@ fn migration(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> Opti
             };
             Some(Decision::Note(Note::TurnBack { why, bad: guilty(view) }))
         }
-        _ if was_migrated(view, service, release) => None,
-        Some(MigrationState::Begun) => Some(Decision::Note(Note::Hold {
-            why: format!(
-                "the migration of {title} was begun and how it ended is not known; it is never run twice: look at the database, then abort"
-            ),
-        })),
+        _ if has_migrated(view, service, release, MigrationTrace::Done) => None,
+        Some(MigrationState::Begun) => Some(unknown_end(&title)),
+        None if has_migrated(view, service, release, MigrationTrace::Begun) => Some(unknown_end(&title)),
         None => Some(run_migration(view, service, release, &title)),
     }
+}
+
+fn unknown_end(title: &str) -> Decision {
+    Decision::Note(Note::Hold {
+        why: format!(
+            "the migration of {title} was begun and how it ended is not known; it is never run twice: look at the database, then abort"
+        ),
+    })
 }
 
 /// From the first host, in the order of the fleet file, that can be reached.
@@ -343,18 +348,14 @@ fn run_migration(view: &View<'_>, service: &ServiceName, release: ReleaseId, tit
     moves.proceed()
 }
 
-/// Whether a host's ledger says that the migration of this release ran: it is never run again then, whichever rollout began
-/// it.
-fn was_migrated(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> bool {
-    view.facts.iter().filter(|facts| facts.instance.service == *service).any(|facts| {
-        facts.report.is_some_and(|report| {
-            report
-                .ledger
-                .history
-                .iter()
-                .any(|entry| entry.event == LedgerEvent::Migrated && entry.release == Some(release))
-        })
-    })
+/// Whether a host's ledger knows this of the release's migration: one that ran is never run again, whichever rollout began it,
+/// and nor is one that was begun by a rollout whose records are lost.
+fn has_migrated(view: &View<'_>, service: &ServiceName, release: ReleaseId, trace: MigrationTrace) -> bool {
+    view.facts
+        .iter()
+        .filter(|facts| facts.instance.service == *service)
+        .filter_map(|facts| facts.report)
+        .any(|report| report.ledger.migration(release) == Some(trace))
 }
 
 fn runs_everywhere(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> bool {
