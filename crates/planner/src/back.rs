@@ -127,7 +127,7 @@ fn go_back(view: &View<'_>, facts: &Facts<'_>) -> Stand {
         // It ran nothing, so there is nothing to let in.
         (_, None) | (Traffic::None | Traffic::Known { admitted: true, .. }, _) => Stand::Complete,
         (Traffic::Known { .. }, Some(release)) => {
-            if facts.report.is_some_and(|report| report.proven() == Some(release)) {
+            if facts.proven == Some(release) {
                 admission(view, facts, release)
             } else {
                 // It does not prove what it ran; only a start of that can bring it back into traffic.

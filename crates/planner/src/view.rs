@@ -1,7 +1,7 @@
 //! The world arranged for one decision: what is known of each instance, looked up once.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::iter::Peekable;
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ pub(crate) struct View<'a> {
     /// For each wave where its instances are in `facts`.
     waves: Vec<Vec<usize>>,
     failures: BTreeMap<(&'a Instance, Verb), Vec<&'a Failure>>,
-    /// The hosts of each service of the plan in the fleet file.
-    pub(crate) hosts: BTreeMap<&'a ServiceName, HashSet<&'a HostName>>,
+    /// The hosts of each service of the plan in the fleet file, in order of their names.
+    pub(crate) hosts: BTreeMap<&'a ServiceName, Vec<&'a HostName>>,
 }
 
 /// What is known of one instance.
@@ -31,6 +31,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) instance: &'a Instance,
     /// Its last report, which may be older than the loss of its host.
     pub(crate) report: Option<&'a InstanceReport>,
+    /// The release that the report proves: looked at once, because in a large fleet every look is a miss of the caches.
+    pub(crate) proven: Option<ReleaseId>,
     /// Why it cannot be acted on through its host's agent, when it cannot.
     pub(crate) unreachable: Option<Unreachable>,
     pub(crate) traffic: Traffic,
@@ -52,19 +54,18 @@ pub(crate) struct Facts<'a> {
 impl<'a> View<'a> {
     pub(crate) fn new(world: &'a World) -> Self {
         let rollout = &world.rollout;
-        let hosts: BTreeMap<&ServiceName, HashSet<&HostName>> = rollout
-            .plan
-            .targets
-            .keys()
-            .map(|service| (service, world.environment.hosts.get(service).into_iter().flatten().collect()))
-            .collect();
-        let in_flight: HashMap<&Instance, &InFlight> =
-            world.in_flight.iter().map(|in_flight| (in_flight.action.instance(), in_flight)).collect();
+        let mut hosts: BTreeMap<&ServiceName, Vec<&HostName>> = BTreeMap::new();
+        for service in rollout.plan.targets.keys() {
+            let mut names: Vec<&HostName> =
+                world.environment.hosts.get(service).into_iter().flatten().collect();
+            names.sort();
+            hosts.insert(service, names);
+        }
         let mut failures: BTreeMap<(&Instance, Verb), Vec<&Failure>> = BTreeMap::new();
         for failure in &rollout.failures {
             failures.entry((failure.action.instance(), failure.action.verb())).or_default().push(failure);
         }
-        let facts = all_facts(world, &hosts, &in_flight);
+        let facts = all_facts(world, &hosts);
         let by_instance: HashMap<&Instance, usize> =
             facts.iter().enumerate().map(|(index, facts)| (facts.instance, index)).collect();
         let places = |wave: &Wave| {
@@ -141,13 +142,17 @@ impl<'a> View<'a> {
 
 /// Every instance with what is known of it, in one pass: what is looked up is ordered by host as the instances are, so
 /// each place is found from the one before it.
-fn all_facts<'a>(
-    world: &'a World,
-    hosts: &BTreeMap<&'a ServiceName, HashSet<&'a HostName>>,
-    in_flight: &HashMap<&'a Instance, &'a InFlight>,
-) -> Vec<Facts<'a>> {
+fn all_facts<'a>(world: &'a World, hosts: &BTreeMap<&'a ServiceName, Vec<&'a HostName>>) -> Vec<Facts<'a>> {
     let rollout = &world.rollout;
     let plan = &rollout.plan;
+    let mut in_flight: Vec<(&Instance, &InFlight)> =
+        world.in_flight.iter().map(|in_flight| (in_flight.action.instance(), in_flight)).collect();
+    in_flight.sort_by_key(|(instance, _)| *instance);
+    let mut in_flight = Cursor::new(in_flight.into_iter());
+    let mut in_fleet: BTreeMap<&ServiceName, _> = hosts
+        .iter()
+        .map(|(service, hosts)| (*service, Cursor::new(hosts.iter().map(|host| (*host, ())))))
+        .collect();
     let mut inventory = Cursor::new(world.inventory.iter());
     let mut checked = Cursor::new(rollout.checked.iter().map(|instance| (instance, ())));
     let mut touched = Cursor::new(rollout.touched.iter().map(|instance| (instance, ())));
@@ -155,10 +160,12 @@ fn all_facts<'a>(
     let mut all = Vec::with_capacity(plan.baseline.len());
     for (instance, baseline) in &plan.baseline {
         let observation = inventory.seek(&instance.host);
-        let is_in_fleet = hosts.get(&instance.service).is_some_and(|hosts| hosts.contains(&instance.host));
+        let is_in_fleet =
+            in_fleet.get_mut(&instance.service).is_some_and(|hosts| hosts.seek(&instance.host).is_some());
         let report = observation
             .and_then(|observation| observation.report.as_ref())
             .and_then(|(_, report)| report.instances.get(&instance.service));
+        let proven = report.and_then(InstanceReport::proven);
         let unreachable = if is_in_fleet {
             observation.and_then(|observation| observation.unreachable.clone())
         } else {
@@ -170,9 +177,7 @@ fn all_facts<'a>(
             && match &traffic {
                 Traffic::Known { admitted, up, .. } => *admitted && *up,
                 Traffic::Unknown { .. } => false,
-                Traffic::None => {
-                    unreachable.is_none() && report.is_some_and(|report| report.proven().is_some())
-                }
+                Traffic::None => unreachable.is_none() && proven.is_some(),
             };
         let is_left_out = left_out.seek(instance).is_some();
         let (release, generation) = if rollout.is_turning_back() || is_left_out {
@@ -183,10 +188,11 @@ fn all_facts<'a>(
         all.push(Facts {
             instance,
             report,
+            proven,
             unreachable,
             traffic,
             serves,
-            in_flight: in_flight.get(instance).copied(),
+            in_flight: in_flight.seek(instance),
             baseline: *baseline,
             release,
             generation,
@@ -245,11 +251,11 @@ impl<'a> Facts<'a> {
     /// Whether it runs `release` as far as the last report proves it. One that this rollout has begun to switch must
     /// have done so under the wanted generation: a late message of an older one could still reach it otherwise.
     pub(crate) fn runs(&self, release: ReleaseId) -> bool {
-        self.report.is_some_and(|report| {
-            report.proven() == Some(release)
-                && report.ledger.active == Some(release)
-                && (!self.is_touched || report.ledger.generation >= self.generation)
-        })
+        self.proven == Some(release)
+            && self.report.is_some_and(|report| {
+                report.ledger.active == Some(release)
+                    && (!self.is_touched || report.ledger.generation >= self.generation)
+            })
     }
 
     /// Whether the release it runs was confirmed.

@@ -40,7 +40,7 @@ fn watch<'a>(view: &View<'a>, index: usize, moves: &mut Moves, failures: &mut Ve
         let Some(release) = facts.release else { continue };
         let stand = match facts.report {
             None => out_of_reach(view, facts),
-            Some(report) if report.proven() == Some(release) => Stand::Complete,
+            Some(_) if facts.proven == Some(release) => Stand::Complete,
             Some(report) => {
                 let why = report.why_not_proven(release).unwrap_or_default();
                 Stand::Failed(format!("it proved {} and no longer does: {why}", view.title(release)))
