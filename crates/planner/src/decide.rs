@@ -10,6 +10,7 @@ use greenlight_model::rollout::Note;
 use greenlight_model::world::{Light, World};
 
 use crate::failure::{GivenUp, Verdict, judge};
+use crate::instance::confirmation;
 use crate::moves::Moves;
 use crate::room::Rooms;
 use crate::view::View;
@@ -38,7 +39,7 @@ pub fn decide(world: &World) -> Decision {
     }
     if let Some(held) = &world.rollout.held {
         let held = Wait::Held { by: held.by.clone(), why: held.why.clone() };
-        return only_waits(&view, vec![held]);
+        return hold(&view, held);
     }
     forward(&view)
 }
@@ -91,6 +92,20 @@ fn gates(view: &View<'_>) -> Phase {
         })
         .collect();
     if waits.is_empty() { Phase::Over } else { Phase::Decided(only_waits(view, waits)) }
+}
+
+/// Nothing new is begun, except that what was switched and proven is confirmed: a host that waits for that would go back
+/// by itself, and the rollout would not stay as it was held.
+fn hold(view: &View<'_>, held: Wait) -> Decision {
+    let mut moves = Moves::default();
+    moves.wait(held);
+    for facts in &view.facts {
+        match facts.in_flight_wait() {
+            Some(wait) => moves.wait(wait),
+            None => moves.steps.extend(confirmation(view, facts)),
+        }
+    }
+    moves.proceed()
 }
 
 /// Nothing new is begun; what is under way is named as well.

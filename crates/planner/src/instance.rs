@@ -39,17 +39,28 @@ pub(crate) fn advance(view: &View<'_>, facts: &Facts<'_>, may_admit: bool) -> St
         return switch(view, facts, report, release);
     }
     if !facts.is_confirmed(release) {
-        let why =
-            format!("{} proves {}; a fresh connection confirms it", facts.instance, view.title(release));
-        let generation = report.ledger.generation;
-        return agent_step(
-            view,
-            facts,
-            Action::Confirm { instance: facts.instance.clone(), release, generation },
-            why,
-        );
+        return confirm(view, facts, report, release);
     }
     admit(view, facts, release, may_admit)
+}
+
+/// The confirmation of what this rollout switched, where it is due and can be had now.
+pub(crate) fn confirmation(view: &View<'_>, facts: &Facts<'_>) -> Option<Step> {
+    let (report, release) = (facts.report?, facts.release?);
+    if !facts.is_touched || !facts.runs(release) || facts.is_confirmed(release) {
+        return None;
+    }
+    match confirm(view, facts, report, release) {
+        Stand::Step(step) if step.action.verb() == Verb::Confirm => Some(step),
+        _ => None,
+    }
+}
+
+fn confirm(view: &View<'_>, facts: &Facts<'_>, report: &InstanceReport, release: ReleaseId) -> Stand {
+    let why = format!("{} proves {}; a fresh connection confirms it", facts.instance, view.title(release));
+    let generation = report.ledger.generation;
+    let action = Action::Confirm { instance: facts.instance.clone(), release, generation };
+    agent_step(view, facts, action, why)
 }
 
 /// Whether nothing but admission is missing.
