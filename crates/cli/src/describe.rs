@@ -6,6 +6,7 @@ use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::id::{HostName, ReleaseId};
 use greenlight_model::quantity::human_duration;
 use greenlight_model::rollout::Note;
+use greenlight_model::world::InFlight;
 
 use crate::failure::Exit;
 
@@ -43,6 +44,15 @@ pub(crate) fn under_way(verb: Verb) -> &'static str {
         Verb::Prune => "pruning",
         Verb::Unclaim => "releasing",
     }
+}
+
+/// What is under way, as `activating one/web, draining two/web`; none when nothing is.
+pub(crate) fn all_under_way(in_flight: &[InFlight]) -> Option<String> {
+    let parts: Vec<String> = in_flight
+        .iter()
+        .map(|InFlight { action, .. }| format!("{} {}", under_way(action.verb()), action.instance()))
+        .collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// Why something does not move.

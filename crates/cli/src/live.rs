@@ -32,6 +32,8 @@ struct Inner {
     /// Waits that were told already; each names a host, a balancer or a time, so there are few.
     told: Vec<Wait>,
     bars: Option<(MultiProgress, BTreeMap<Instance, ProgressBar>)>,
+    /// What to do once nobody can read this any more.
+    when_unheard: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Live {
@@ -44,7 +46,13 @@ impl Live {
             width,
             told: Vec::new(),
             bars: printer.is_live().then(|| (MultiProgress::new(), BTreeMap::new())),
+            when_unheard: None,
         })))
+    }
+
+    /// Does this, once, when a line cannot be written because its reader has gone.
+    pub(crate) fn when_unheard(&self, act: impl FnOnce() + Send + 'static) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).when_unheard = Some(Box::new(act));
     }
 
     /// Where the controller reports to.
@@ -96,6 +104,13 @@ impl Inner {
                         self.told.push(wait);
                     }
                 }
+            }
+            Progress::Holding(under_way) => {
+                let line = match describe::all_under_way(&under_way) {
+                    None => "nothing is under way: it is held here".to_owned(),
+                    Some(under_way) => format!("the safe point is the end of {under_way}"),
+                };
+                self.say(&format!("{} {}: {line}", self.time().dimmed(), "holding".yellow()));
             }
             Progress::Host { host, unreachable: Some(why) } => {
                 self.say(&format!("{} {host} {}: {why}", self.time().dimmed(), "does not answer".yellow()));
@@ -189,11 +204,15 @@ impl Inner {
         bar.set_message(text.to_owned());
     }
 
-    fn say(&self, line: &str) {
-        match &self.bars {
-            // Without a terminal left there is nobody to tell.
-            Some((all, _)) => drop(all.println(line)),
-            None => self.printer.progress(line),
+    fn say(&mut self, line: &str) {
+        let told = match &self.bars {
+            Some((all, _)) => all.println(line),
+            None => self.printer.tell(line),
+        };
+        if told.is_err()
+            && let Some(act) = self.when_unheard.take()
+        {
+            act();
         }
     }
 

@@ -82,9 +82,16 @@ impl Printer {
 
     /// A line about what is going on.
     pub(crate) fn progress(self, line: impl AsRef<str>) {
+        // Who cares whether it was heard asks `tell`.
+        let _ = self.tell(line);
+    }
+
+    /// A line about what is going on, and whether anybody could read it.
+    pub(crate) fn tell(self, line: impl AsRef<str>) -> std::io::Result<()> {
         if self.verbosity > Verbosity::Quiet {
-            let _ = writeln!(anstream::stderr(), "{}", line.as_ref());
+            writeln!(anstream::stderr(), "{}", line.as_ref())?;
         }
+        Ok(())
     }
 
     /// A line that is only of interest to who asked for more.

@@ -7,6 +7,7 @@ use greenlight_model::action::{Action, ActionResult};
 use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::id::{HostName, Instance};
 use greenlight_model::rollout::Note;
+use greenlight_model::world::InFlight;
 
 /// One thing that happened.
 #[derive(Debug, Clone)]
@@ -56,6 +57,8 @@ pub enum Progress {
     },
     /// What is waited for now; sent when it changes.
     Waits(Vec<Wait>),
+    /// The rollout is held from now on; this ends first.
+    Holding(Vec<InFlight>),
     /// The rollout took a turn of its own.
     Note(Note),
     /// The interlock refused a step of the planner.

@@ -57,8 +57,8 @@ pub enum Ended {
     Outcome(Outcome),
     /// It waits for a person; nothing is under way.
     Held(Vec<Wait>),
-    /// The loop was told to let go.
-    Detached,
+    /// The loop was told to let go, with this under way.
+    Detached(Vec<InFlight>),
 }
 
 /// Why the loop had to stop. The rollout is open; `resume` goes on.
@@ -196,12 +196,8 @@ impl Controller {
                     }
                 }
                 Some(interrupt) = interrupts.recv() => match interrupt {
-                    Interrupt::Detach => return Ok(Ended::Detached),
-                    Interrupt::Hold => self.append(&RecordBody::OperatorAsked {
-                        rollout: self.rollout.clone(),
-                        request: OperatorRequest::Hold,
-                        why: "interrupted".to_owned(),
-                    })?,
+                    Interrupt::Detach => return Ok(Ended::Detached(std::mem::take(&mut self.in_flight))),
+                    Interrupt::Hold => self.hold()?,
                 },
                 _ = ticks.tick() => {
                     tick += 1;
@@ -210,6 +206,17 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// Records that the rollout is held from here, and says what ends before it stands still.
+    fn hold(&mut self) -> Result<(), RunError> {
+        self.append(&RecordBody::OperatorAsked {
+            rollout: self.rollout.clone(),
+            request: OperatorRequest::Hold,
+            why: "interrupted".to_owned(),
+        })?;
+        (self.progress)(Progress::Holding(self.in_flight.clone()));
+        Ok(())
     }
 
     /// Decides until there is nothing more to begin. Some when the loop is over.

@@ -21,6 +21,9 @@ use crate::live::Live;
 use crate::printer::Printer;
 use crate::project::{Project, runtime};
 
+/// What may wait for the loop: a hold and a detach. Whatever comes after those waits outside.
+const INTERRUPTS_QUEUED_MAX: usize = 2;
+
 /// Drives an open rollout. The lease says that no other controller of this machine does.
 pub(crate) fn run(
     project: &Project,
@@ -37,8 +40,16 @@ pub(crate) fn run(
     let mut silent = BTreeSet::new();
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
-        let interrupts = interrupts(&live)?;
-        let (gatherer, gathered) = project.gather(environment, &log).await?;
+        let (sender, mut interrupts) = interrupts(&live)?;
+        let mut is_held = false;
+        let (gatherer, gathered) = tokio::select! {
+            gathered = project.gather(environment, &log) => gathered?,
+            () = let_go(&mut interrupts, &mut is_held) => return Ok(Ended::Detached(Vec::new())),
+        };
+        if is_held {
+            // It has room: what was in it was taken out.
+            let _ = sender.send(Interrupt::Hold).await;
+        }
         let unheard = gathered.inventory.iter().filter(|(_, seen)| seen.report.is_none());
         silent.extend(unheard.map(|(host, _)| host.clone()));
         let controller = Controller::new(
@@ -121,8 +132,13 @@ fn report(
             ));
             Exit::Held
         }
-        Ended::Detached => {
+        Ended::Detached(under_way) => {
             printer.result(format!("DETACHED from {id}; the hosts are as they were left"));
+            if let Some(under_way) = describe::all_under_way(under_way) {
+                printer.result(format!(
+                    "left under way: {under_way}. A host finishes a switch that it began, and gives up everything else"
+                ));
+            }
             printer
                 .progress(format!("see `greenlight status {name}`; go on with `greenlight resume {name}`"));
             Exit::Held
@@ -147,7 +163,11 @@ fn report(
             "ended": match ended {
                 Ended::Outcome(outcome) => json!({ "outcome": outcome }),
                 Ended::Held(waits) => json!({ "held": waits }),
-                Ended::Detached => json!("detached"),
+                Ended::Detached(_) => json!("detached"),
+            },
+            "under_way": match ended {
+                Ended::Detached(under_way) => under_way.as_slice(),
+                Ended::Outcome(_) | Ended::Held(_) => &[],
             },
             "running": known.running,
             "unknown": known.silent,
@@ -160,15 +180,31 @@ fn report(
     exit
 }
 
-/// What signals mean here: once holds at the next safe point, twice lets go. SIGTERM holds.
-fn interrupts(live: &Live) -> Result<mpsc::Receiver<Interrupt>, Failure> {
+/// Waits until it is to let go, and notes when it is to hold.
+async fn let_go(interrupts: &mut mpsc::Receiver<Interrupt>, is_held: &mut bool) {
+    while let Some(interrupt) = interrupts.recv().await {
+        match interrupt {
+            Interrupt::Hold => *is_held = true,
+            Interrupt::Detach => return,
+        }
+    }
+    std::future::pending().await
+}
+
+/// What signals mean here: once holds at the next safe point, twice lets go. SIGTERM holds. When what it says cannot be
+/// read by anybody any more (the job that ran it is gone), it lets go, as if it had been killed with its terminal.
+fn interrupts(live: &Live) -> Result<(mpsc::Sender<Interrupt>, mpsc::Receiver<Interrupt>), Failure> {
     let cannot =
         |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    // Two at most are ever sent: a hold and a detach.
-    let (sender, receiver) = mpsc::channel(2);
-    let live = live.clone();
+    let (sender, receiver) = mpsc::channel(INTERRUPTS_QUEUED_MAX);
+    let unheard = sender.clone();
+    // When it is full, two were asked for already, and the second lets go.
+    live.when_unheard(move || {
+        let _ = unheard.try_send(Interrupt::Detach);
+    });
+    let (live, to_loop) = (live.clone(), sender.clone());
     tokio::spawn(async move {
         let mut was_interrupted = false;
         loop {
@@ -184,10 +220,10 @@ fn interrupts(live: &Live) -> Result<mpsc::Receiver<Interrupt>, Failure> {
                 }
                 Interrupt::Detach => "letting go",
             });
-            if sender.send(means).await.is_err() {
+            if to_loop.send(means).await.is_err() {
                 return;
             }
         }
     });
-    Ok(receiver)
+    Ok((sender, receiver))
 }

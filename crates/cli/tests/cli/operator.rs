@@ -46,7 +46,12 @@ fn interrupted_once_it_holds() {
         site.run(&["status", "staging"]).stdout.contains("interrupted")
     });
     site.go_on();
-    deploying.end().exits(3).says(&["holding:", "HELD", "interrupted"]);
+    deploying.end().exits(3).says(&[
+        "holding:",
+        "the safe point is the end of activating one/hello",
+        "HELD",
+        "interrupted",
+    ]);
     site.runs("staging", &[("one/hello", V2), ("two/hello", V1)]);
     site.run(&["abort", "staging", "--reason", "not today"]).exits(1).says(&[
         "TURNED BACK",
@@ -65,10 +70,65 @@ fn interrupted_twice_it_lets_go() {
         site.run(&["status", "staging"]).stdout.contains("interrupted")
     });
     deploying.signal(Signal::INT);
-    deploying.end().exits(3).says(&["letting go", "DETACHED", "greenlight resume staging"]);
+    deploying.end().exits(3).says(&[
+        "letting go",
+        "DETACHED",
+        "left under way: activating one/hello",
+        "greenlight resume staging",
+    ]);
     site.go_on();
     site.run(&["resume", "staging"]).exits(0).says(&["DONE"]);
     site.runs("staging", &[("one/hello", V2), ("two/hello", V2)]);
+}
+
+#[test]
+fn terminated_it_holds() {
+    let site = Site::ring();
+    let deploying = site.stop_in_the_middle();
+    deploying.signal(Signal::TERM);
+    crate::site::wait_until("the hold is recorded", || {
+        site.run(&["status", "staging"]).stdout.contains("interrupted")
+    });
+    site.go_on();
+    deploying.end().exits(3).says(&["the safe point is the end of activating one/hello", "HELD"]);
+    // What was switched was confirmed: it stays while the rollout is held.
+    let status = site.run(&["status", "staging", "--json"]).exits(3).json();
+    let ledger = &status["environments"][0]["instances"][0]["report"]["ledger"];
+    assert_eq!(ledger["last_good"], ledger["active"], "{ledger:#}");
+    site.run(&["resume", "staging"]).exits(0).says(&["DONE"]);
+    site.runs("staging", &[("one/hello", V2), ("two/hello", V2)]);
+}
+
+#[test]
+fn a_closed_terminal_is_as_a_kill() {
+    let site = Site::ring();
+    let deploy = ["deploy", "staging", "v2", "--yes"];
+    let mut terminal = site.stop_in_the_middle_of(|| site.start_in_terminal(&deploy));
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    site.wait_until_nobody_drives();
+    site.go_on();
+    site.run(&["status", "staging"]).exits(3).says(&["open: staging-"]);
+    site.run(&["resume", "staging"]).exits(0).says(&["DONE"]);
+    site.runs("staging", &[("one/hello", V2), ("two/hello", V2)]);
+}
+
+#[test]
+fn a_job_whose_output_nobody_reads_any_more_is_as_a_kill() {
+    for json in [&[][..], &["--json"]] {
+        let site = Site::ring();
+        let deploy = [&["deploy", "staging", "v2"], json].concat();
+        let mut deploying = site.stop_in_the_middle_of(|| site.start(&deploy));
+        deploying.close_output();
+        site.go_on();
+        deploying.end().exits(3);
+        // It stopped at the first line that it could not write; the host had finished its switch.
+        let status = site.run(&["status", "staging"]).exits(3).says(&["open: staging-"]);
+        assert!(!status.stdout.contains("held by"), "{}", status.stdout);
+        site.runs("staging", &[("one/hello", V2), ("two/hello", V1)]);
+        site.run(&["abort", "staging"]).exits(1).says(&["TURNED BACK"]);
+        site.runs("staging", &[("one/hello", V1), ("two/hello", V1)]);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -186,14 +187,34 @@ impl Site {
 
     /// Begins a deployment of v2 over v1 to staging and comes back when its first host waits in its start.
     pub(crate) fn stop_in_the_middle(&self) -> Running {
+        self.stop_in_the_middle_of(|| self.start(&["deploy", "staging", "v2"]))
+    }
+
+    /// The same, started in another way.
+    pub(crate) fn stop_in_the_middle_of<T>(&self, start: impl FnOnce() -> T) -> T {
         for release in ["v1", "v2"] {
             self.run(&["build", "hello", "--commit", release]).exits(0);
         }
         self.run(&["deploy", "staging", "v1"]).exits(0);
         self.write("wait", "");
-        let deploying = self.start(&["deploy", "staging", "v2"]);
+        let deploying = start();
         wait_until("the first host starts", || self.path("waiting").exists());
         deploying
+    }
+
+    /// Starts the program in a terminal of its own, which closes when the process that is returned ends.
+    pub(crate) fn start_in_terminal(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command("python3");
+        command.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])", PROGRAM]).args(arguments);
+        command.stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Waits until no controller on this machine drives staging.
+    pub(crate) fn wait_until_nobody_drives(&self) {
+        let lease = self.path(".greenlight/controller-staging");
+        wait_until("the controller is gone", || {
+            flock(fs::File::open(&lease).unwrap(), FlockOperation::NonBlockingLockExclusive).is_ok()
+        });
     }
 
     /// Lets the application listen.
@@ -280,6 +301,11 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Closes what it prints to, as when the job that reads it is gone.
+    pub(crate) fn close_output(&mut self) {
+        drop((self.child.stdout.take(), self.child.stderr.take()));
     }
 
     pub(crate) fn end(self) -> Ran {
