@@ -6,7 +6,8 @@
 //! that shares nothing but the record log and the releases. Each ends with all hosts on one release and in traffic, no
 //! claim left, and no request failed. The next deploy begins where the last one ended.
 //!
-//! `GREENLIGHT_KILL_POINTS=all` takes every boundary; a number takes so many.
+//! `GREENLIGHT_KILL_POINTS=all` takes every boundary; a number takes so many. Looks at hosts and balancers are more than
+//! half of all boundaries and much alike, so they get a third of the points.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
@@ -56,7 +57,7 @@ backend web
 ";
 
 /// Points in a run that nobody asked for more of, over both beds.
-const POINTS: usize = 66;
+const POINTS: usize = 64;
 /// Of these so many at least must have been passed: the last boundaries of a rollout come and go with its looks.
 const REACHED_MIN: usize = 60;
 /// Beds among which the points are dealt.
@@ -136,23 +137,39 @@ fn table(part: usize) {
     let haproxy = bed.haproxy("lb", &format!("{BALANCER}{servers}")).unwrap();
     let mut table = Table::begin(&bed, &haproxy);
     let all = table.count();
-    let points = points(all).into_iter().skip(part).step_by(BEDS);
+    let points = points(&all).into_iter().skip(part).step_by(BEDS);
     // Each bed has all ways, and the two do not go the same way at neighbouring points.
     for (turn, point) in points.enumerate() {
         table.die_and_go_on(point, Way::ALL[(turn + part) % Way::ALL.len()]);
     }
-    table.end(all);
+    table.end(all.len());
 }
 
-/// The numbers of the boundaries at which a deploy is to die.
-fn points(all: usize) -> Vec<usize> {
-    let asked = std::env::var("GREENLIGHT_KILL_POINTS").ok();
-    let count = match asked.as_deref() {
-        Some("all") => all,
-        Some(number) => number.parse::<usize>().unwrap().min(all),
-        None => POINTS.min(all),
+/// A boundary at which a deploy is to die.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Point {
+    /// Its number in the rollout that was counted.
+    number: usize,
+    name: String,
+    /// Whether it is found by its name, which it alone has, or by its number.
+    is_named: bool,
+}
+
+/// The boundaries at which deploys are to die, in their order.
+fn points(all: &[Point]) -> Vec<Point> {
+    let count = match std::env::var("GREENLIGHT_KILL_POINTS").ok().as_deref() {
+        Some("all") => return all.to_vec(),
+        Some(number) => number.parse::<usize>().unwrap(),
+        None => POINTS,
     };
-    (0..count).map(|index| 1 + index * all / count).collect()
+    let (steps, looks): (Vec<Point>, Vec<Point>) = all.iter().cloned().partition(|point| point.is_named);
+    let spread = |points: Vec<Point>, count: usize| {
+        let count = count.min(points.len());
+        (0..count).map(|index| points[index * points.len() / count].clone()).collect::<Vec<_>>()
+    };
+    let mut chosen = [spread(looks, count / 3), spread(steps, count - count / 3)].concat();
+    chosen.sort();
+    chosen
 }
 
 impl<'a> Table<'a> {
@@ -176,25 +193,35 @@ impl<'a> Table<'a> {
         Self { site, load, elsewhere, releases: 1, rows: Vec::new() }
     }
 
-    /// How many boundaries a rollout passes that nobody disturbs.
-    fn count(&mut self) -> usize {
+    /// The boundaries that a rollout passes which nobody disturbs.
+    fn count(&mut self) -> Vec<Point> {
         let version = self.release();
         let deploy = self.deploy("list").exits(0);
-        let all = deploy.stderr.lines().filter(|line| line.starts_with("boundary ")).count();
-        assert!(all >= BOUNDARIES_MIN, "a rollout has {all} boundaries:\n{deploy}");
+        let lines = deploy.stderr.lines().filter_map(|line| line.strip_prefix("boundary ")?.split_once(": "));
+        let lines: Vec<_> = lines.map(|(number, name)| (number.parse().unwrap(), name.to_owned())).collect();
+        let is_alone = |name: &String| lines.iter().filter(|(_, other)| other == name).count() == 1;
+        let point = |(number, name): &(usize, String)| Point {
+            number: *number,
+            name: name.clone(),
+            is_named: is_alone(name),
+        };
+        let all: Vec<Point> = lines.iter().map(point).collect();
+        assert!(all.len() >= BOUNDARIES_MIN, "a rollout has {} boundaries:\n{deploy}", all.len());
         self.are_on(&version);
         all
     }
 
     /// A deploy that dies at a boundary, and what becomes of it.
-    fn die_and_go_on(&mut self, point: usize, way: Way) {
+    fn die_and_go_on(&mut self, point: Point, way: Way) {
         let before = self.load.report();
         let old = self.version();
         let new = self.release();
         let began = Instant::now();
-        let deploy = self.deploy(&point.to_string());
-        let mark = format!("killed at boundary {point}: ");
-        let boundary = deploy.stderr.lines().find_map(|line| line.strip_prefix(&mark)).map(str::to_owned);
+        let Point { number, name, is_named } = point;
+        let deploy = self.deploy(&if is_named { name } else { number.to_string() });
+        let mut lines = deploy.stderr.lines();
+        let boundary = lines.find_map(|line| line.strip_prefix("killed at boundary ")?.split_once(": "));
+        let boundary = boundary.map(|(_, name)| name.to_owned());
         let (way, all_on) = match &boundary {
             Some(_) => {
                 assert_eq!(deploy.signal, Some(9), "{deploy}");
@@ -213,7 +240,7 @@ impl<'a> Table<'a> {
         let after = self.load.report();
         let failed = after.failed - before.failed;
         self.rows.push(Row {
-            point,
+            point: number,
             boundary: boundary.clone().unwrap_or_default(),
             way: way.clone(),
             seconds,
