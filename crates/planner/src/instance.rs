@@ -3,7 +3,7 @@
 
 use greenlight_model::action::{Action, Verb};
 use greenlight_model::decision::{Step, Wait};
-use greenlight_model::host::{InstanceReport, LedgerEvent};
+use greenlight_model::host::{InstanceReport, LedgerEntry, LedgerEvent};
 use greenlight_model::id::{Generation, ReleaseId};
 use greenlight_model::world::Traffic;
 
@@ -127,7 +127,8 @@ fn switch(view: &View<'_>, facts: &Facts<'_>, report: &InstanceReport, release: 
         let why = format!("{} is not on {} yet", view.title(release), instance.host);
         return agent_step(view, facts, Action::Stage { instance: instance.clone(), release }, why);
     }
-    if let Some(why) = crash(view, facts, report, release) {
+    let failed = crash(view, facts, report, release).or_else(|| gone_back(view, facts, report));
+    if let Some(why) = failed {
         return Stand::Failed(why);
     }
     let generation = facts.generation;
@@ -256,7 +257,8 @@ pub(crate) fn balancer(view: &View<'_>, facts: &Facts<'_>) -> Stand {
 }
 
 /// A switched instance that was proven under this generation and is no longer has crashed: trying again would go on
-/// for ever. One that was never proven was interrupted on the way, and may be tried again.
+/// for ever. One that was never proven was interrupted on the way, and may be tried again; so may one whose host went back
+/// by itself since it was proven.
 fn crash(view: &View<'_>, facts: &Facts<'_>, report: &InstanceReport, release: ReleaseId) -> Option<String> {
     let ledger = &report.ledger;
     let is_ours = facts.is_touched
@@ -265,17 +267,34 @@ fn crash(view: &View<'_>, facts: &Facts<'_>, report: &InstanceReport, release: R
         && report.linked == Some(release);
     let was_proven = || {
         ledger.confirmed == Some(facts.generation)
-            || ledger.history.iter().rev().any(|entry| {
-                entry.event == LedgerEvent::Proven
-                    && entry.generation == facts.generation
-                    && entry.release == Some(release)
-            })
+            || ledger
+                .history
+                .iter()
+                .rev()
+                .filter(|entry| entry.generation == facts.generation)
+                .take_while(|entry| entry.event != LedgerEvent::TurnedBack)
+                .any(|entry| entry.event == LedgerEvent::Proven && entry.release == Some(release))
     };
     if !is_ours || !was_proven() {
         return None;
     }
     let why = report.why_not_proven(release)?;
     Some(format!("it proved {} and no longer does: {why}", view.title(release)))
+}
+
+/// A host that goes back by itself again and again is one that confirmations do not reach in time.
+fn gone_back(view: &View<'_>, facts: &Facts<'_>, report: &InstanceReport) -> Option<String> {
+    let ledger = &report.ledger;
+    let times = ledger.times_gone_back(facts.generation);
+    let retries = usize::try_from(view.world.environment.retries).unwrap_or(usize::MAX);
+    if times <= retries {
+        return None;
+    }
+    let of_generation =
+        |entry: &&LedgerEntry| entry.event == LedgerEvent::TurnedBack && entry.generation == facts.generation;
+    let detail = ledger.history.iter().rev().find(of_generation).map_or("", |entry| entry.detail.as_str());
+    let tries = if times == 1 { String::new() } else { format!(" {times} times") };
+    Some(format!("the host went back by itself{tries}: {detail}"))
 }
 
 fn newer(report: &InstanceReport, generation: Generation) -> Option<String> {

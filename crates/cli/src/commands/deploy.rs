@@ -8,6 +8,7 @@ use greenlight_depot::Depot;
 use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::fleet::Environment;
 use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId, ServiceName};
+use greenlight_model::quantity::human_duration;
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::Direction;
 use greenlight_model::world::{Light, World};
@@ -235,6 +236,12 @@ fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: C
         say(format!("{} {}", line.bold(), if direction == Direction::Back { "(back)" } else { "" })
             .trim_end()
             .to_owned());
+    }
+    if direction == Direction::Forward {
+        for service in prepared.plan.targets.keys().filter_map(|name| world.services.get(name)) {
+            let limit = human_duration(world.environment.timeouts.guard(service.processes.values()));
+            say(format!("  guard: {} goes back by itself after {limit} unless confirmed", service.name));
+        }
     }
     for gate in &world.gates {
         let (light, why) = match &gate.light {

@@ -1,13 +1,16 @@
 //! `status`: what runs where, as the hosts themselves say, and why an open rollout is not moving.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use greenlight_controller::{Gathered, clock, gates};
+use greenlight_model::Timestamp;
 use greenlight_model::decision::{Decision, Wait};
 use greenlight_model::fleet::Environment;
-use greenlight_model::host::{Answer, InstanceReport, ProcessState};
+use greenlight_model::host::{Answer, InstanceReport, LedgerEvent, ProcessState};
 use greenlight_model::id::{Instance, ReleaseId};
 use greenlight_model::manifest::Release;
+use greenlight_model::quantity::human_duration;
 use greenlight_model::record::History;
 use greenlight_model::world::{ReleaseFacts, Traffic, World};
 use owo_colors::OwoColorize;
@@ -88,17 +91,20 @@ fn show(
     let mut rows = Vec::new();
     let mut documents = Vec::new();
     let mut is_well = true;
-    let mut silent: BTreeMap<usize, String> = BTreeMap::new();
+    let mut below: BTreeMap<usize, String> = BTreeMap::new();
     for instance in environment.instances() {
         let report = gathered.report(&instance);
         let traffic = traffic(environment, gathered, &instance);
         let (runs, state, well) = match report {
-            Some(report) => describe_instance(report, title),
+            Some(report) => {
+                below.extend(describe_guard(report, clock::now(), title).map(|line| (rows.len(), line)));
+                describe_instance(report, title)
+            }
             None => {
                 let observation = gathered.inventory.get(&instance.host);
                 let why = observation.and_then(|observation| observation.unreachable.as_ref());
                 let why = why.map_or("no report", |unreachable| unreachable.why.as_str());
-                silent.insert(rows.len(), describe::silence(&instance.host, why).to_owned());
+                below.insert(rows.len(), describe::silence(&instance.host, why).to_owned());
                 ("?".to_owned(), "does not answer".red().to_string(), false)
             }
         };
@@ -124,7 +130,7 @@ fn show(
     for (index, row) in table(&rows).iter().enumerate() {
         printer.result(row);
         // Below its row: a reason is a sentence, and would push every other column away.
-        if let Some(why) = silent.get(&index) {
+        if let Some(why) = below.get(&index) {
             printer.result(format!("    {why}"));
         }
     }
@@ -180,6 +186,34 @@ fn describe_instance(report: &InstanceReport, title: impl Fn(ReleaseId) -> Strin
         }
         Some(why) => (title(linked), why.red().to_string(), false),
     }
+}
+
+/// What an instance's guard is about to do, or did last.
+fn describe_guard(
+    report: &InstanceReport,
+    now: Timestamp,
+    title: impl Fn(ReleaseId) -> String,
+) -> Option<String> {
+    let ledger = &report.ledger;
+    let back = |release: Option<ReleaseId>| release.map_or("nothing".to_owned(), &title);
+    if let Some(guard) = &ledger.guard {
+        let back = back(guard.back_to);
+        let left = Duration::try_from(guard.fires_at.duration_since(now)).unwrap_or_default();
+        return Some(match &guard.lost {
+            Some(why) => format!(
+                "not confirmed, and does not go back to {back} by itself any more: {why}; `greenlight resume` confirms it, \
+                 `greenlight abort` goes back"
+            ),
+            None if left.is_zero() => format!("not confirmed: going back to {back} by itself"),
+            None => format!("goes back to {back} by itself in {} unless confirmed", human_duration(left)),
+        });
+    }
+    if let Some(entry) = ledger.went_back() {
+        let ago = describe::ago(entry.at, now);
+        return Some(format!("went back to {} by itself {ago}: {}", back(entry.release), entry.detail));
+    }
+    let last = ledger.history.last().filter(|last| last.event == LedgerEvent::Failed)?;
+    Some(format!("failed {}: {}", describe::ago(last.at, now), last.detail))
 }
 
 fn traffic(environment: &Environment, gathered: &Gathered, instance: &Instance) -> Traffic {
