@@ -9,6 +9,7 @@
 
 mod append;
 mod boundary;
+mod claims;
 pub mod clock;
 mod gates;
 mod gather;

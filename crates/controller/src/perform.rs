@@ -9,12 +9,12 @@ use greenlight_link::connection::ObjectSource;
 use greenlight_link::frame::Encoding;
 use greenlight_link::message::{Event, Reply, Request, SecretValue};
 use greenlight_model::action::{Action, ActionDetail, ActionResult, Blame, OUTPUT_LINES_MAX};
-use greenlight_model::fleet::{Environment, Service};
+use greenlight_model::fleet::{Environment, Process, Service};
 use greenlight_model::host::{
     CLAIM_DURATION, Check, CheckOutcome, ClaimRequest, Desired, HostReport, InstanceSpec, ReleaseMark,
 };
 use greenlight_model::id::{
-    ContentHash, Generation, HostName, Instance, ReleaseId, ServiceName, VariableName,
+    ContentHash, Generation, HostName, Instance, ReleaseId, RolloutId, ServiceName, VariableName,
 };
 use greenlight_model::manifest::Release;
 use greenlight_model::rollout::{Direction, Plan};
@@ -65,17 +65,18 @@ struct Inside {
 
 impl Performer {
     /// Performs one action. `known` is what each service on the host was last seen to run, `generation` what the rollout
-    /// uses on the instance now.
+    /// uses on the instance now, `ended` the ended rollout whose claim it still has.
     pub(crate) async fn perform(
         &self,
         gatherer: &Gatherer,
         action: &Action,
         known: &BTreeMap<ServiceName, ReleaseId>,
         generation: Generation,
+        ended: Option<RolloutId>,
     ) -> Performed {
         let began = tokio::time::Instant::now();
         let inside = Arc::new(Mutex::new(Inside::default()));
-        let done = self.act(gatherer, action, known, generation, &inside).await;
+        let done = self.act(gatherer, action, known, generation, ended, &inside).await;
         let mut inside = std::mem::take(&mut *inside.lock().unwrap_or_else(PoisonError::into_inner));
         let result = match done {
             Ok(()) => ActionResult::Succeeded,
@@ -105,6 +106,7 @@ impl Performer {
         action: &Action,
         known: &BTreeMap<ServiceName, ReleaseId>,
         generation: Generation,
+        ended: Option<RolloutId>,
         inside: &Arc<Mutex<Inside>>,
     ) -> Result<(), HostError> {
         let hosts = gatherer.hosts();
@@ -137,6 +139,11 @@ impl Performer {
                 }
             }
             Action::Claim { .. } => {
+                if let Some(rollout) = ended {
+                    // Another one that came first keeps its own.
+                    let request = Request::Unclaim { spec: spec(None)?, rollout };
+                    hosts.call(host, request, LEDGER_TIMEOUT, |_| {}).await?;
+                }
                 let claim = self.claim_request(generation);
                 let request = Request::Claim { spec: spec(None)?, claim };
                 hosts.call(host, request, LEDGER_TIMEOUT, watch).await.map(drop)
@@ -148,7 +155,7 @@ impl Performer {
             Action::Stage { release, .. } => self.stage(gatherer, instance, *release, watch).await,
             Action::Smoke { release, .. } => {
                 let spec = spec(Some(*release))?;
-                let timeout = timeouts.activate + start_and_stop(&spec);
+                let timeout = timeouts.activate + switching(&spec);
                 let request = Request::Smoke { release: self.mark(*release)?, spec };
                 hosts.call(host, request, timeout, watch).await.map(drop)
             }
@@ -166,7 +173,7 @@ impl Performer {
             }
             Action::Activate { release, generation, .. } => {
                 let desired = self.desired(spec(Some(*release))?, Some(self.mark(*release)?), *generation);
-                let timeout = timeouts.activate + start_and_stop(&desired.spec);
+                let timeout = timeouts.activate + switching(&desired.spec) * 2;
                 // The way back is never undone by a timer.
                 let is_guarded =
                     self.plan.direction == Direction::Forward && *generation == self.plan.generation;
@@ -176,7 +183,7 @@ impl Performer {
             Action::Deactivate { generation, .. } => {
                 // What has to be stopped is what the present release runs.
                 let desired = self.desired(spec(known.get(&instance.service).copied())?, None, *generation);
-                let timeout = timeouts.activate + start_and_stop(&desired.spec);
+                let timeout = timeouts.activate + switching(&desired.spec) * 2;
                 hosts.call(host, Request::Activate { desired, guard: None }, timeout, watch).await.map(drop)
             }
             Action::Confirm { release, generation, .. } => {
@@ -372,9 +379,10 @@ impl ObjectSource for DepotObjects {
     }
 }
 
-/// What the processes of an instance may take to stop and start, one after the other.
-fn start_and_stop(spec: &InstanceSpec) -> Duration {
-    spec.processes.values().map(|process| process.start_timeout + process.stop_timeout).sum()
+/// What the processes of an instance may take to stop and start, one after the other. An activation takes it twice: first
+/// one may be under way of which the controller is gone, or the host may be going back by itself.
+fn switching(spec: &InstanceSpec) -> Duration {
+    spec.processes.values().map(Process::switching).sum()
 }
 
 /// The failed checks in one sentence each, or nothing when all passed.

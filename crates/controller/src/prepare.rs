@@ -13,6 +13,7 @@ use greenlight_model::rollout::{Direction, Plan, Rollout};
 use greenlight_model::world::{ReleaseFacts, World};
 use greenlight_simulator::{Preview, preview};
 
+use crate::claims;
 use crate::gates::gates;
 use crate::gather::Gathered;
 
@@ -166,7 +167,7 @@ pub fn prepare(
         services: fleet.services.iter().map(|(name, service)| (name.clone(), service.clone())).collect(),
         releases: facts,
         rollout: Rollout::new(plan.clone(), now),
-        inventory: gathered.inventory.clone(),
+        inventory: claims::without_ended(&gathered.inventory, history),
         traffic: gathered.traffic.clone(),
         gates: gates(fleet, environment, history, &wanted.targets, wanted.direction, now),
         in_flight: Vec::new(),

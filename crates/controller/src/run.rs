@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::append::append;
+use crate::claims;
 use crate::clock;
 use crate::gates::gates;
 use crate::gather::{Gathered, Gatherer};
@@ -292,13 +293,15 @@ impl Controller {
 
     fn spawn(&self, action: Action) {
         let generation = self.generation(action.instance());
+        let report = self.gathered.report(action.instance());
+        let ended = report.and_then(|report| claims::ended_holder(report, self.log.history()));
         let (performer, gatherer) = (Arc::clone(&self.performer), Arc::clone(&self.gatherer));
         let (arrivals, mut known) = (self.arrivals.0.clone(), self.known(action.host()));
         if let Action::Activate { instance, release, .. } = &action {
             known.insert(instance.service.clone(), *release);
         }
         tokio::spawn(async move {
-            let performed = Box::new(performer.perform(&gatherer, &action, &known, generation).await);
+            let performed = Box::new(performer.perform(&gatherer, &action, &known, generation, ended).await);
             // The receiver is gone only when the loop let go.
             let _ = arrivals.send(Arrival::Performed { action, performed });
         });
@@ -469,7 +472,7 @@ impl Controller {
                 .collect(),
             releases: release_facts(&self.releases, history),
             rollout: rollout.clone(),
-            inventory: self.gathered.inventory.clone(),
+            inventory: claims::without_ended(&self.gathered.inventory, history),
             traffic: self.gathered.traffic.clone(),
             gates: gates(&self.fleet, &self.environment, history, &plan.targets, plan.direction, now),
             in_flight: self.in_flight.clone(),
