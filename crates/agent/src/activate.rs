@@ -23,7 +23,7 @@ use crate::failure::{OrHost as _, Outcome, host, passing};
 use crate::files;
 use crate::guard;
 use crate::layout::Layout;
-use crate::ledger::{self, Change};
+use crate::ledger::{self, CHANGE_WAIT, Change};
 use crate::logs;
 use crate::manager::{self, Live, Manager};
 use crate::observe;
@@ -47,7 +47,9 @@ pub(crate) fn activate(
         Some(mark) => format!("activating {}", mark.label),
         None => "taking the service off the host".to_owned(),
     };
-    let _change = Change::begin(&layout, &doing)?;
+    // An activation whose controller is gone, or a guard that goes back, ends by itself within such a time.
+    let switching = desired.spec.processes.values().map(Process::switching).sum::<Duration>();
+    let _change = Change::begin_within(&layout, &doing, switching + CHANGE_WAIT)?;
     let content = ledger::content_of(desired)?;
     let (active, is_armed) = ledger::update(&layout, |ledger| {
         ledger::check_claim(ledger, &desired.rollout, Timestamp::now())?;

@@ -22,7 +22,7 @@ const LEDGER_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// written before the clock was set back, and counts as expired.
 pub(crate) const CLAIM_MAX: Duration = Duration::from_secs(3600);
 /// How long a change waits for another one of the same instance to end.
-const CHANGE_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const CHANGE_WAIT: Duration = Duration::from_secs(10);
 /// How often a change looks whether another one has ended.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -43,7 +43,11 @@ pub(crate) fn load(layout: &Layout) -> Outcome<Ledger> {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Ledger, String> {
+/// Reads a ledger from the bytes of its file.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence that begins with its name: "is damaged (…)".
+pub fn parse(bytes: &[u8]) -> Result<Ledger, String> {
     #[derive(serde::Deserialize)]
     struct Version {
         version: u32,

@@ -50,5 +50,6 @@ mod supervise;
 mod version;
 
 pub use guard::fire::guard;
+pub use ledger::parse as parse_ledger;
 pub use serve::{Agent, AgentFailure, serve};
 pub use supervise::supervise;

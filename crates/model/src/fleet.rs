@@ -406,14 +406,20 @@ fn usual_confirm() -> Duration {
     Duration::from_secs(30)
 }
 
+impl Process {
+    /// How long it may take to stop it and start it again.
+    #[must_use]
+    pub fn switching(&self) -> Duration {
+        self.stop_timeout + self.start_timeout
+    }
+}
+
 impl Timeouts {
     /// How long after it was armed the guard of an activation goes back: what stopping and starting these processes may
     /// take, one after the other, and then the confirmation.
     #[must_use]
     pub fn guard<'a>(&self, processes: impl IntoIterator<Item = &'a Process>) -> Duration {
-        let switching: Duration =
-            processes.into_iter().map(|process| process.stop_timeout + process.start_timeout).sum();
-        switching + self.confirm
+        processes.into_iter().map(Process::switching).sum::<Duration>() + self.confirm
     }
 }
 

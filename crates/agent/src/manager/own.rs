@@ -24,6 +24,10 @@ use crate::process::{self, Identity};
 use crate::strays;
 use crate::supervise::{self, State};
 
+/// How long a supervisor may take to write down that its process has ended: it first ends what that left behind, which takes a
+/// second when it must be killed.
+const SETTLING: Duration = Duration::from_secs(2);
+
 /// Our own supervision.
 pub(crate) struct Own {
     site: Site,
@@ -36,6 +40,19 @@ impl Own {
 
     fn directory(&self, process: &ProcessName) -> PathBuf {
         self.site.layout.supervised(process)
+    }
+
+    /// The state, once the supervisor has written down the end of a process that has just ended.
+    fn settled(directory: &Path, mut state: State) -> Outcome<State> {
+        poll::until(poll::PROCESS_INTERVAL, Instant::now() + SETTLING, || {
+            let is_settled = state.child.is_none_or(Identity::is_alive) || !Self::is_supervised(directory)?;
+            if is_settled {
+                return Ok(Some(()));
+            }
+            state = supervise::read_state(directory)?.unwrap_or_else(|| state.clone());
+            Ok(None)
+        })?;
+        Ok(state)
     }
 
     /// Whether a supervisor holds the process's lock.
@@ -151,9 +168,13 @@ impl Manager for Own {
                 why: "the machine was started anew, and nothing here starts processes then: activate the release again".to_owned(),
             });
         }
-        match state.child.filter(|child| child.is_alive()) {
-            Some(child) => Ok(Live::Running(child)),
-            None => Ok(Live::Ended {
+        let state = Self::settled(&directory, state)?;
+        match state.child {
+            Some(child) if child.is_alive() => Ok(Live::Running(child)),
+            Some(_) if Self::is_supervised(&directory)? => {
+                Ok(Live::Ended { why: "it has just ended".to_owned() })
+            }
+            _ => Ok(Live::Ended {
                 why: state.ended.unwrap_or_else(|| "it is gone, and so is its supervisor".to_owned()),
             }),
         }

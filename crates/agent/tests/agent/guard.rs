@@ -168,6 +168,49 @@ fn it_waits_for_an_activation_that_hangs() {
 }
 
 #[test]
+fn an_agent_that_is_killed_at_any_step_leaves_the_way_back() {
+    let v2 = release("v2", "normal");
+    let (mut host, spec, v1) = host_with_v1(&v2);
+    let phases = ["arming the guard", "stopping web", "switching", "starting web", "probing web"];
+    for (phase, generation) in phases.iter().zip(2..) {
+        host.claim(&spec, ROLLOUT, generation).unwrap();
+        let mut agent = host.connect_to_process(Path::new(env!("CARGO_BIN_EXE_greenlight-agent")));
+        let guard = Some(Duration::from_secs(1));
+        let id = host.send(Request::Activate { desired: desired(&spec, Some(&v2), generation), guard });
+        host.wait_for_phase(id, phase);
+        kill(agent.id(), "-9");
+        agent.wait().unwrap();
+        host.reconnect();
+        let report = wait_for_end(&mut host, &spec);
+        assert_eq!(report.proven(), Some(v1.mark.id), "{phase}: {report:?}");
+        assert_eq!(get(&spec, "/version"), "v1", "{phase}");
+        assert_eq!(report.ledger.active, Some(v1.mark.id), "{phase}");
+    }
+    host.clean_up(&spec, 7);
+}
+
+#[test]
+fn a_machine_that_was_started_anew_goes_back_no_more_and_says_so() {
+    let v2 = release("v2", "normal");
+    let (mut host, spec, _) = host_with_v1(&v2);
+    let report = host.activate_guarded(&spec, Some(&v2), 2, LONG).unwrap();
+    let guard = guard_of(&report).clone();
+    // As the ledger would be found after a boot.
+    let path = host.root().join(".greenlight/ledger");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace(&guard.boot, "of-yesterday")).unwrap();
+    let lost = guard_of(&host.observe(&spec)).lost.clone();
+    assert_eq!(lost.as_deref(), Some("the machine was started anew since it was armed"));
+    fire(&host, &guard, true);
+    let after = host.observe(&spec);
+    assert_eq!((after.proven(), after.ledger.history.len()), (Some(v2.mark.id), report.ledger.history.len()));
+    // Whoever takes over decides: here, that it stays.
+    let confirmed = host.confirm(&spec, &v2, 2).unwrap();
+    assert_eq!(confirmed.ledger.guard, None);
+    host.clean_up(&spec, 3);
+}
+
+#[test]
 fn a_failed_activation_is_tried_again_under_a_guard_that_leads_to_the_same_place() {
     let v2 = release("v2", "crash");
     let (mut host, spec, v1) = host_with_v1(&v2);
@@ -181,9 +224,9 @@ fn a_failed_activation_is_tried_again_under_a_guard_that_leads_to_the_same_place
     fire(&host, guard_of(&report), true);
     let report = host.observe(&spec);
     assert_eq!((report.proven(), get(&spec, "/version").as_str()), (Some(v1.mark.id), "v1"));
-    // It was fired by hand, so its own timer is still there; the next activation ends it.
-    host.clean_up(&spec, 3);
+    // It was fired by hand, so its own timer still waits, and would find nothing.
     kill(second, "-9");
+    host.clean_up(&spec, 3);
 }
 
 #[test]

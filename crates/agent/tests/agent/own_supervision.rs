@@ -11,7 +11,7 @@ use crate::support::{
 use greenlight_link::message::{Event, Reply, Request, Stream};
 use greenlight_model::action::Blame;
 use greenlight_model::fleet::Smoke;
-use greenlight_model::host::{CheckOutcome, LedgerEvent, ProcessState};
+use greenlight_model::host::{CheckOutcome, LedgerEvent, MigrationTrace, ProcessState};
 use greenlight_model::id::Generation;
 
 #[test]
@@ -514,11 +514,18 @@ fn migrations_commands_and_logs() {
     host.ask(migrate("cat VERSION; echo; echo to $GREENLIGHT_RELEASE", long)).unwrap();
     let lines: Vec<String> = host.events.iter().filter_map(line_of).collect();
     assert_eq!(lines, ["v1".to_owned(), format!("to {}", v1.mark.id)]);
-    assert_eq!(host.observe(&spec).ledger.history.last().unwrap().event, LedgerEvent::Migrated);
+    let trace = |host: &mut Host| host.observe(&spec).ledger.migration(v1.mark.id);
+    assert_eq!(trace(&mut host), Some(MigrationTrace::Done));
     let error = host.ask(migrate("echo column exists >&2; exit 4", long)).unwrap_err();
     assert!(error.message.contains("exit status 4") && error.output == ["column exists"], "{error:?}");
     let error = host.ask(migrate("echo slowly; sleep 600", Duration::from_millis(300))).unwrap_err();
     assert!(error.message.contains("300ms") && error.output == ["slowly"], "{error:?}");
+    assert_eq!(trace(&mut host), Some(MigrationTrace::Failed));
+    let id = host.send(migrate("echo begun; sleep 600", long));
+    while !matches!(host.next(id), Ok(Event::Line { .. })) {}
+    assert_eq!(trace(&mut host), Some(MigrationTrace::Begun), "written before it runs");
+    host.reconnect();
+    assert_eq!(trace(&mut host), Some(MigrationTrace::Begun), "how far it came is not known");
 
     let exec = |script: &str| Request::Exec {
         argv: ["sh", "-c", script].map(str::to_owned).into(),

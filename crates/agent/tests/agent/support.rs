@@ -131,6 +131,23 @@ impl Host {
         (self.input, self.output, self.serving, self.facts) = (Some(input), output, Some(serving), facts);
     }
 
+    /// Connects anew, to an agent that is a process of its own and can be killed.
+    pub(crate) fn connect_to_process(&mut self, program: &Path) -> std::process::Child {
+        self.hang_up();
+        let (agent_input, input) = std::io::pipe().unwrap();
+        let (output, agent_output) = std::io::pipe().unwrap();
+        let mut command = std::process::Command::new(program);
+        let child = command.arg("agent").stdin(agent_input).stdout(agent_output).spawn().unwrap();
+        // The pipes' other ends are the child's alone, so that its end is seen.
+        drop(command);
+        (self.input, self.output) = (Some(input), output);
+        assert!(matches!(
+            read_frame(&mut self.output).unwrap(),
+            Some(Frame::Message(Message::Greeting { .. }))
+        ));
+        child
+    }
+
     /// From here on another program is started for what must outlive the agent.
     pub(crate) fn set_program(&mut self, program: &Path) {
         self.agent = Agent::with_program(program.to_owned());
