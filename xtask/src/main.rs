@@ -19,6 +19,8 @@ mod syntax;
 mod test;
 mod workbench;
 
+use workbench::Tool;
+
 /// Runs the project's tests and its test bed.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
@@ -38,6 +40,15 @@ enum Command {
     /// Rollouts in simulated fleets in which things die: `simulate --help` tells the options.
     #[command(disable_help_flag = true)]
     Simulate(workbench::Passed),
+    /// Breaks planner, interlock and records on purpose: the simulation must see each. `mutate --help` tells the options.
+    #[command(disable_help_flag = true)]
+    Mutate(workbench::Passed),
+    /// Hostile inputs for every place where bytes of others come in: `fuzz --help` tells the options.
+    #[command(disable_help_flag = true)]
+    Fuzz(workbench::Passed),
+    /// `bench planner [--json]`: what a decision costs, for 10 to 10,000 hosts.
+    #[command(disable_help_flag = true)]
+    Bench(workbench::Passed),
     /// Licences, bans and sources of all dependencies by cargo-deny, which is installed below target/tools when
     /// it is missing.
     Deny,
@@ -69,7 +80,10 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Test(options) => test::run(&options),
         Command::Bed(options) => bed::run(options),
-        Command::Simulate(passed) => workbench::run("simulate", &passed),
+        Command::Simulate(passed) => workbench::run(Tool::Simulate, &passed),
+        Command::Mutate(passed) => workbench::run(Tool::Mutate, &passed),
+        Command::Fuzz(passed) => workbench::run(Tool::Fuzz, &passed),
+        Command::Bench(passed) => workbench::run(Tool::Bench, &passed),
         Command::Deny => deny::run(),
     };
     result.unwrap_or_else(|error| {

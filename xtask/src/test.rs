@@ -6,16 +6,22 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use greenlight_testbed::{Base, cache_directory, required_packages};
 use serde::Deserialize;
 
+use crate::workbench::Tool;
 use crate::{Error, FAILED, MISSING, bed, cargo, dependencies, layers};
 
 /// Beds at a time. Two cores boot and load two beds without missing the deadlines of what runs in them.
 const BEDS_AT_ONCE: u32 = 2;
+
+/// New hostile inputs for each target: some seconds in all. What was found before is in the corpus, which is fed first.
+const FUZZ_RUNS: &str = "400";
+/// How long fleets are simulated: the whole run is to stay under half an hour on two cores.
+const SIMULATION_SECONDS: &str = "170";
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -31,6 +37,8 @@ pub(crate) struct Options {
 enum Part {
     /// Tests without a bed.
     Unit,
+    /// Hostile inputs, and simulated fleets in which things die: new ones in every run.
+    Simulation,
     /// Formatting, lints, the layer rule, dependencies.
     Lint,
     /// Tests on a bed of real hosts.
@@ -127,6 +135,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
             Ok(counts)
         });
     }
+    if options.includes(Part::Simulation) {
+        run.step("hostile inputs", || check(Tool::Fuzz.command().args(["--runs", FUZZ_RUNS])));
+        run.step("simulated fleets", || {
+            let mut command = Tool::Simulate.command();
+            command.args(["--seconds", SIMULATION_SECONDS, "--seeds", &u64::from(u32::MAX).to_string()]);
+            check(command.args(["--from", &some_seed().to_string()]))
+        });
+    }
     if options.includes(Part::Bed) {
         run.step("tests on a bed", || bed_tests(options));
     }
@@ -146,7 +162,7 @@ fn prepare(options: &Options) -> Result<Option<String>, Error> {
     let is_root = rustix::process::geteuid().is_root();
     let may_be_root = is_root || bed::sudo_works();
     if options.includes(Part::Bed) && !may_be_root {
-        let advice = "the bed of hosts needs root, and there is no sudo that works without a password; allow that, or run as root:\n  cargo xtask test\nor leave those tests out with:\n  cargo xtask test --only lint && cargo xtask test --only unit";
+        let advice = "the bed of hosts needs root, and there is no sudo that works without a password; allow that, or run as root:\n  cargo xtask test\nor leave those tests out with:\n  cargo xtask test --only lint && cargo xtask test --only unit && cargo xtask test --only simulation";
         return Ok(Some(advice.into()));
     }
     let missing = missing_packages(options);
@@ -257,6 +273,12 @@ fn agent_tests() -> Result<PathBuf, Error> {
         .filter(|built| built.target.name == "agent")
         .find_map(|built| built.executable)
         .ok_or_else(|| Error::Refused("the agent's tests do not build".into()))
+}
+
+/// Where a run begins that nobody has asked for again. It is printed, so that it can be.
+fn some_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs() << u32::BITS
 }
 
 /// Runs a command that is a check by itself.

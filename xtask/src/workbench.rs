@@ -1,8 +1,8 @@
-//! The commands that measure: they are a program of their own, built in release with only the crates that the command
-//! needs, which gets its arguments as they are.
+//! The commands that measure: they are a program of their own, built with only the crates that the command needs, which gets
+//! its arguments as they are.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::Args;
 
@@ -15,14 +15,50 @@ pub(crate) struct Passed {
     arguments: Vec<OsString>,
 }
 
-/// Builds the workbench and runs one of its commands.
-pub(crate) fn run(command: &str, passed: &Passed) -> Result<ExitCode, Error> {
-    let status = cargo()
-        .args(["run", "--quiet", "--release", "--locked", "--package", "greenlight-workbench"])
-        .args(["--no-default-features", "--", command])
-        .args(&passed.arguments)
-        .status()
-        .map_err(Error::system("start cargo run"))?;
+/// A command of the workbench.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tool {
+    Simulate,
+    Mutate,
+    Bench,
+    Fuzz,
+}
+
+impl Tool {
+    /// Cargo, about to build the workbench and to run this; arguments may follow.
+    pub(crate) fn command(self) -> Command {
+        let mut command = cargo();
+        command.args([
+            "run",
+            "--quiet",
+            "--locked",
+            "--package",
+            "greenlight-workbench",
+            "--no-default-features",
+        ]);
+        let name = match self {
+            Self::Simulate => "simulate",
+            Self::Mutate => "mutate",
+            Self::Bench => {
+                command.args(["--features", "bench"]);
+                "bench"
+            }
+            Self::Fuzz => {
+                command.args(["--features", "fuzz"]);
+                "fuzz"
+            }
+        };
+        // Hostile inputs are to meet every check; the others count seconds.
+        if self != Self::Fuzz {
+            command.arg("--release");
+        }
+        command.args(["--", name]);
+        command
+    }
+}
+
+pub(crate) fn run(tool: Tool, passed: &Passed) -> Result<ExitCode, Error> {
+    let status = tool.command().args(&passed.arguments).status().map_err(Error::system("start cargo run"))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(FAILED)))
 }
