@@ -7,6 +7,7 @@ Serves   /            the version and the process id
          /health      200, or 500
          /version     {"release": GREENLIGHT_RELEASE, "version": the file VERSION, "pid": ...}
          /slow?ms=N   the same as / after N milliseconds
+         /held?by=F   the same as / once the file F is gone; F.seen says that it waits
          POST /       201 and the version, after reading the body
 
 SIGTERM lets it finish the requests it is at, close idle connections, and end with 0.
@@ -75,6 +76,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, json.dumps(body) + "\n", "application/json")
         elif url.path == "/slow":
             time.sleep(int(parse_qs(url.query).get("ms", ["0"])[0]) / 1000)
+            self.answer(200, f"{VERSION} {os.getpid()}\n")
+        elif url.path == "/held":
+            held_by = Path(parse_qs(url.query)["by"][0])
+            while held_by.exists():
+                Path(f"{held_by}.seen").touch()
+                time.sleep(0.05)
             self.answer(200, f"{VERSION} {os.getpid()}\n")
         elif url.path == "/":
             self.answer(200, f"{VERSION} {os.getpid()}\n")

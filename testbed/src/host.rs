@@ -195,6 +195,16 @@ impl Host {
         network::heal(self.number, self.index)
     }
 
+    /// Loses what it sends to an address, silently; what comes from there still arrives.
+    pub fn mute_to(&self, address: Ipv4Addr) -> Result<(), Error> {
+        network::mute(self.number, &self.name, address)
+    }
+
+    /// Ends [`Host::mute_to`].
+    pub fn unmute_to(&self, address: Ipv4Addr) -> Result<(), Error> {
+        network::unmute(self.number, &self.name, address)
+    }
+
     /// Limits its link both ways; `None` takes the limit away.
     pub fn set_rate(&self, kilobits_per_second: Option<u32>) -> Result<(), Error> {
         network::set_rate(self.number, self.index, &self.name, kilobits_per_second)

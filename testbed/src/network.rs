@@ -102,6 +102,20 @@ pub(crate) fn heal(number: u8, index: usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// Sends what a host has for an address to a neighbour that does not exist.
+pub(crate) fn mute(number: u8, name: &str, address: std::net::Ipv4Addr) -> Result<(), Error> {
+    let nobody = "02:00:00:00:00:01";
+    batch(
+        &host(number, name),
+        &format!("neighbour replace {address} lladdr {nobody} dev eth0 nud permanent\n"),
+    )
+}
+
+/// Lets a host look for the neighbour again.
+pub(crate) fn unmute(number: u8, name: &str, address: std::net::Ipv4Addr) -> Result<(), Error> {
+    batch(&host(number, name), &format!("neighbour delete {address} dev eth0\n"))
+}
+
 /// The namespaces of a bed.
 fn namespaces(number: u8) -> Result<Vec<String>, Error> {
     let prefix = format!("bed{number}-");

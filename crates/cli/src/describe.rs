@@ -3,7 +3,7 @@
 use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, Verb};
 use greenlight_model::decision::{Outcome, Wait};
-use greenlight_model::id::{HostName, ReleaseId};
+use greenlight_model::id::{HostName, Instance, ReleaseId};
 use greenlight_model::quantity::human_duration;
 use greenlight_model::rollout::Note;
 use greenlight_model::world::InFlight;
@@ -115,9 +115,16 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
         Outcome::Refused { why } => format!("REFUSED, nothing was changed: {why}"),
         Outcome::TurnedBack { why } => format!("TURNED BACK, all as before: {why}"),
         Outcome::Stuck { why, instances } => {
-            let names: Vec<String> =
-                instances.iter().map(|(instance, why)| format!("{instance} ({why})")).collect();
-            format!("NOT FULLY TURNED BACK: {why}. Look at {}", names.join(", "))
+            // What made it turn back is often what keeps it from going back, and is said once.
+            let name = |(instance, reason): (&Instance, &String)| match why.contains(reason.as_str()) {
+                true => instance.to_string(),
+                false => format!("{instance} ({reason})"),
+            };
+            let names: Vec<String> = instances.iter().map(name).collect();
+            format!(
+                "NOT FULLY TURNED BACK: {why}; mend {}, then deploy or roll back again",
+                names.join(", ")
+            )
         }
     }
 }

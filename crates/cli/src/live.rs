@@ -115,6 +115,10 @@ impl Inner {
             Progress::Host { host, unreachable: Some(why) } => {
                 self.say(&format!("{} {host} {}: {why}", self.time().dimmed(), "does not answer".yellow()));
             }
+            Progress::NotRenewed { instance, why } => {
+                let failed = "its claim could not be renewed yet".yellow();
+                self.say(&format!("{} {instance}: {failed}: {why}", self.time().dimmed()));
+            }
             Progress::Host { host, unreachable: None } => {
                 self.say(&format!("{} {host} answers again", self.time().dimmed()));
             }

@@ -19,6 +19,13 @@ pub enum Progress {
         /// Why it does not, when it does not.
         unreachable: Option<String>,
     },
+    /// A claim could not be renewed; it holds until it runs out, and is tried again before.
+    NotRenewed {
+        /// Whose.
+        instance: Instance,
+        /// Why.
+        why: String,
+    },
     /// An action began.
     Started {
         /// Which.

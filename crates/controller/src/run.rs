@@ -327,7 +327,7 @@ impl Controller {
             Arrival::Renewed { instance, failed } => {
                 self.renewing.remove(&instance);
                 if let Some(why) = failed {
-                    (self.progress)(Progress::Host { host: instance.host, unreachable: Some(why) });
+                    (self.progress)(Progress::NotRenewed { instance, why });
                 }
                 Ok(())
             }

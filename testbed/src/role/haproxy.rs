@@ -10,6 +10,9 @@ use crate::{Bed, Error, Host, wait};
 /// Where the runtime API answers on the host.
 const SOCKET: &str = "/run/haproxy/admin.sock";
 const CONFIG: &str = "/etc/haproxy/haproxy.cfg";
+const PID_FILE: &str = "/run/haproxy.pid";
+/// Where the states of servers are kept from one process to the next.
+const STATE_FILE: &str = "/run/haproxy/state";
 
 /// What every configuration begins with. Timeouts are those of the examples that operators copy.
 const PREAMBLE: &str = "\
@@ -51,6 +54,9 @@ impl Bed {
 }
 
 impl HaProxy {
+    /// What a configuration begins with whose backends have `load-server-state-from-file global`.
+    pub const STATE: &'static str = "global\n    server-state-file /run/haproxy/state\n\n";
+
     /// A frontend on a port of its host, in front of one backend whose servers are checked over HTTP.
     pub fn web(port: u16, backend: &str, health: &str, servers: &[(&str, SocketAddr)]) -> String {
         let servers: String = servers
@@ -88,6 +94,31 @@ impl HaProxy {
         ask().map_err(Error::io("ask", &path))
     }
 
+    /// Replaces it by a new process without a gap, as a reload does, and returns when the new one answers. With
+    /// `keeps_state` the states of its servers are saved before to the file that [`HaProxy::STATE`] names; without, there is
+    /// none.
+    pub fn reload(&self, keeps_state: bool) -> Result<(), Error> {
+        let before = self.process()?;
+        if keeps_state {
+            self.host.write(STATE_FILE, 0o644, self.command("show servers state")?)?;
+        } else {
+            self.host.run("rm", &["-f", STATE_FILE])?;
+        }
+        let master = self.host.read(PID_FILE)?;
+        self.host.run("kill", &["-USR2", master.trim()])?;
+        wait::until(&format!("a new haproxy on {}", self.host.name()), START_DEADLINE, || {
+            let now = self.process().map_err(|error| error.to_string())?;
+            if now == before { Err(now) } else { Ok(()) }
+        })
+    }
+
+    /// The process that answers on the socket.
+    fn process(&self) -> Result<String, Error> {
+        let info = self.command("show info")?;
+        let line = info.lines().find(|line| line.starts_with("Pid: "));
+        Ok(line.unwrap_or_default().to_owned())
+    }
+
     /// The state of each server of a backend as HAProxy's statistics name it: `UP`, `DRAIN`, `MAINT`, `DOWN 1/2` …
     pub fn server_states(&self, backend: &str) -> Result<Vec<(String, String)>, Error> {
         Ok(server_states(&self.command("show stat")?, backend))
@@ -109,7 +140,7 @@ impl HaProxy {
         self.host.write(CONFIG, 0o644, format!("{PREAMBLE}{config}"))?;
         self.host.run("haproxy", &["-c", "-f", CONFIG])?;
         self.host.run("mkdir", &["-p", "/run/haproxy"])?;
-        self.host.run("haproxy", &["-W", "-D", "-p", "/run/haproxy.pid", "-f", CONFIG])?;
+        self.host.run("haproxy", &["-W", "-D", "-p", PID_FILE, "-f", CONFIG])?;
         wait::until(&format!("haproxy on {}", self.host.name()), START_DEADLINE, || {
             let answer = self.command("show info").map_err(|error| error.to_string())?;
             if answer.starts_with("Name: HAProxy") { Ok(()) } else { Err(answer) }
