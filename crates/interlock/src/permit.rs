@@ -91,7 +91,7 @@ impl<'w> Interlock<'w> {
     pub fn begin(&mut self, action: &Action) {
         let instance = action.instance();
         if takes_out(action)
-            && !self.is_leaving(instance)
+            && !self.is_out(instance)
             && self.world.serves(instance)
             && let Some(serving) = self.serving.get_mut(&instance.service).and_then(OnceCell::get_mut)
         {
@@ -107,11 +107,17 @@ impl<'w> Interlock<'w> {
         self.begun.get(instance).is_some_and(|begun| begun.iter().any(takes_out))
     }
 
+    /// Whether it is being taken out, or was told to drain and not admitted since: a balancer that shows it admitted all
+    /// the same may yet come to know of the drain.
+    fn is_out(&self, instance: &Instance) -> bool {
+        self.is_leaving(instance) || self.world.rollout.drained_at.contains_key(instance)
+    }
+
     /// How many instances of a service serve and are not being taken out.
     fn serving(&self, service: &ServiceName) -> usize {
         let count = || {
             let all = self.world.environment.instances_of(service);
-            all.filter(|instance| !self.is_leaving(instance) && self.world.serves(instance)).count()
+            all.filter(|instance| !self.is_out(instance) && self.world.serves(instance)).count()
         };
         self.serving.get(service).map_or(0, |serving| *serving.get_or_init(count))
     }
@@ -400,7 +406,7 @@ fn capacity(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
         return None;
     }
     let service = &instance.service;
-    let others = usize::from(!interlock.is_leaving(instance));
+    let others = usize::from(!interlock.is_out(instance));
     let remaining = interlock.serving(service).saturating_sub(others);
     let floor = floor(world, instance);
     (remaining < floor).then(|| {
@@ -432,13 +438,13 @@ fn floor(world: &World, instance: &Instance) -> usize {
         return floor;
     }
     let baseline = &world.rollout.plan.baseline;
-    let ran_nothing = world
+    // Of instances that are not part of the rollout only those that serve were there to serve before.
+    let served_before = world
         .environment
         .instances_of(&instance.service)
-        .filter(|other| baseline.get(other).is_some_and(Option::is_none))
+        .filter(|other| baseline.get(other).map_or_else(|| world.serves(other), Option::is_some))
         .count();
-    let all = world.environment.hosts.get(&instance.service).map_or(0, Vec::len);
-    floor.min(all.saturating_sub(ran_nothing))
+    floor.min(served_before)
 }
 
 /// Whether an instance of an earlier wave still is what the wave was to make of it.

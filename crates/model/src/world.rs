@@ -10,7 +10,7 @@ use crate::fleet::{Environment, Service};
 use crate::host::{HostReport, InstanceReport};
 use crate::id::{HostName, Instance, ReleaseId, ServiceName};
 use crate::rollout::Rollout;
-use crate::traffic::{BalancerReport, Server, ServerHealth};
+use crate::traffic::{Admission, BalancerReport, Server, ServerHealth};
 
 /// Everything a decision may depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -209,8 +209,30 @@ pub fn traffic(environment: &Environment, reports: &[BalancerReport], instance: 
     result
 }
 
+/// Whether one balancer sends an instance requests and another one was told not to: an admission or a drain that was
+/// broken off between the two leaves it so.
+#[must_use]
+pub fn is_partly_admitted(
+    environment: &Environment,
+    reports: &[BalancerReport],
+    instance: &Instance,
+) -> bool {
+    let mut is_ready = false;
+    let mut is_drained = false;
+    for (balancer, report) in environment.balancers.iter().zip(reports) {
+        if let BalancerReport::Servers(servers) = report
+            && balancer.service == instance.service
+            && let Some(server) = servers.get(&instance.host)
+        {
+            is_ready |= server.admission == Admission::Ready;
+            is_drained |= server.admission == Admission::Drain;
+        }
+    }
+    is_ready && is_drained
+}
+
 fn merge(before: &Traffic, server: &Server) -> Traffic {
-    let admits = server.admission == crate::traffic::Admission::Ready;
+    let admits = server.admission == Admission::Ready;
     let is_up = server.health == ServerHealth::Up;
     match before {
         Traffic::Known { admitted, up, sessions } => Traffic::Known {

@@ -25,15 +25,13 @@ pub(crate) struct GoneBack<'v, 'a> {
 }
 
 impl GoneBack<'_, '_> {
-    /// How many instances of a service will not serve again: they could not go back, or ran nothing before.
+    /// How many instances of a service will not serve again by what this rollout does: they could not go back, ran
+    /// nothing before, or do not serve though nothing is left to be done for them.
     pub(crate) fn lost(all: &[GoneBack<'_, '_>], service: &ServiceName) -> usize {
         all.iter()
-            .filter(|gone| gone.facts.instance.service == *service && !gone.facts.serves)
-            .filter(|gone| match gone.stand {
-                Stand::Failed(_) => true,
-                Stand::Complete => gone.facts.release.is_none(),
-                _ => false,
-            })
+            .filter(|gone| gone.facts.instance.service == *service)
+            .filter(|gone| !gone.facts.serves || gone.facts.is_drained)
+            .filter(|gone| matches!(gone.stand, Stand::Failed(_) | Stand::Complete))
             .count()
     }
 }
@@ -119,16 +117,19 @@ fn go_back(view: &View<'_>, facts: &Facts<'_>) -> Stand {
     if facts.is_touched {
         return advance(view, facts, true);
     }
-    if !view.rollout().drained_at.contains_key(facts.instance) {
+    if !facts.is_drained {
         return Stand::Complete;
     }
     match (&facts.traffic, facts.release) {
         (Traffic::Unknown { .. }, _) => balancer(view, facts),
         // It ran nothing, so there is nothing to let in.
-        (_, None) | (Traffic::None | Traffic::Known { admitted: true, .. }, _) => Stand::Complete,
-        (Traffic::Known { .. }, Some(release)) => {
+        (_, None) | (Traffic::None, _) => Stand::Complete,
+        (Traffic::Known { admitted, .. }, Some(release)) => {
             if facts.proven == Some(release) {
+                // Also where it is shown as admitted: a drain that was given up as failed may have come late.
                 admission(view, facts, release)
+            } else if *admitted && !facts.is_partly_admitted {
+                Stand::Complete
             } else {
                 // It does not prove what it ran; only a start of that can bring it back into traffic.
                 advance(view, facts, true)

@@ -210,15 +210,15 @@ fn admit(view: &View<'_>, facts: &Facts<'_>, release: ReleaseId, may_admit: bool
             Traffic::None | Traffic::Known { .. } => Stand::Complete,
         };
     };
-    if admitted && up {
+    if admitted && up && !facts.is_partly_admitted && !facts.is_drained {
         return Stand::Complete;
     }
     if !may_admit {
         return Stand::Ready;
     }
     // A drain since the last admission, or none by us at all, means that what is seen is not what we admitted.
-    let is_drained = view.rollout().drained_at.contains_key(facts.instance);
-    let admitted_at = view.rollout().admitted_at.get(facts.instance).filter(|_| admitted && !is_drained);
+    let is_admitted = admitted && !facts.is_partly_admitted && !facts.is_drained;
+    let admitted_at = view.rollout().admitted_at.get(facts.instance).filter(|_| is_admitted);
     let Some(admitted_at) = admitted_at else {
         return admission(view, facts, release);
     };

@@ -12,7 +12,7 @@ use crate::view::{Facts, View};
 pub(crate) struct Rooms<'a>(BTreeMap<&'a ServiceName, Room>);
 
 struct Room {
-    /// Serving now, less those that are being or will be taken out.
+    /// Serving now, less those that are being, were told to be or will be taken out.
     serving: usize,
     /// Instances in the fleet file.
     instances: usize,
@@ -35,7 +35,7 @@ impl<'a> Rooms<'a> {
         for facts in &view.facts {
             let Some(room) = rooms.get_mut(&facts.instance.service) else { continue };
             *planned.entry(&facts.instance.service).or_default() += 1;
-            room.serving += usize::from(facts.serves && !is_leaving(facts));
+            room.serving += usize::from(facts.serves && !facts.is_drained && !is_leaving(facts));
             room.floor_back += usize::from(facts.baseline.is_some());
         }
         for (service, room) in &mut rooms {
@@ -59,8 +59,10 @@ impl<'a> Rooms<'a> {
         let service = &facts.instance.service;
         let Some(room) = self.0.get_mut(service) else { return Ok(()) };
         let floor = room.floor(goes_back);
-        if room.serving > floor {
-            room.serving -= 1;
+        // One that was told to drain is not counted among those that serve.
+        let counted = usize::from(!facts.is_drained);
+        if room.serving >= floor + counted {
+            room.serving -= counted;
             return Ok(());
         }
         Err(Wait::Floor { service: service.clone(), serving: room.serving, floor })

@@ -12,7 +12,7 @@ use greenlight_model::host::{Claim, InstanceReport};
 use greenlight_model::id::{Generation, HostName, Instance, ReleaseId, ServiceName};
 use greenlight_model::rollout::{Failure, Rollout, Wave};
 use greenlight_model::traffic::BalancerReport;
-use greenlight_model::world::{InFlight, Traffic, Unreachable, World};
+use greenlight_model::world::{InFlight, Traffic, Unreachable, World, is_partly_admitted};
 
 /// The world, arranged by instance.
 pub(crate) struct View<'a> {
@@ -37,6 +37,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) unreachable: Option<Unreachable>,
     pub(crate) traffic: Traffic,
     pub(crate) serves: bool,
+    /// Some balancers admit it and others do not.
+    pub(crate) is_partly_admitted: bool,
     pub(crate) in_flight: Option<&'a InFlight>,
     /// What it ran before the rollout.
     pub(crate) baseline: Option<ReleaseId>,
@@ -49,6 +51,9 @@ pub(crate) struct Facts<'a> {
     /// Whether this rollout has begun to switch it.
     pub(crate) is_touched: bool,
     pub(crate) is_left_out: bool,
+    /// Whether it was told to drain and has not been admitted since, by what the records say. A balancer that shows it
+    /// admitted all the same may yet come to know of the drain.
+    pub(crate) is_drained: bool,
 }
 
 impl<'a> View<'a> {
@@ -157,6 +162,7 @@ fn all_facts<'a>(world: &'a World, hosts: &BTreeMap<&'a ServiceName, Vec<&'a Hos
     let mut checked = Cursor::new(rollout.checked.iter().map(|instance| (instance, ())));
     let mut touched = Cursor::new(rollout.touched.iter().map(|instance| (instance, ())));
     let mut left_out = Cursor::new(rollout.left_out.iter());
+    let mut drained = Cursor::new(rollout.drained_at.iter());
     let mut all = Vec::with_capacity(plan.baseline.len());
     for (instance, baseline) in &plan.baseline {
         let observation = inventory.seek(&instance.host);
@@ -192,6 +198,7 @@ fn all_facts<'a>(world: &'a World, hosts: &BTreeMap<&'a ServiceName, Vec<&'a Hos
             unreachable,
             traffic,
             serves,
+            is_partly_admitted: is_partly_admitted(&world.environment, &world.traffic, instance),
             in_flight: in_flight.seek(instance),
             baseline: *baseline,
             release,
@@ -199,6 +206,7 @@ fn all_facts<'a>(world: &'a World, hosts: &BTreeMap<&'a ServiceName, Vec<&'a Hos
             is_checked: checked.seek(instance).is_some(),
             is_touched: touched.seek(instance).is_some(),
             is_left_out,
+            is_drained: drained.seek(instance).is_some(),
         });
     }
     all

@@ -1,5 +1,7 @@
 //! What planner and interlock make of hosts that went back by themselves, and of migrations that only ledgers know.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod support;
 
 use greenlight_model::decision::Outcome;
