@@ -13,6 +13,7 @@ use greenlight_model::id::{ReleaseId, RolloutId};
 
 use crate::account::Account;
 use crate::activate;
+use crate::charter;
 use crate::command::{self, RunError, Step};
 use crate::context::Context;
 use crate::failure::{OrHost as _, Outcome, host, passing};
@@ -30,15 +31,22 @@ use crate::stage::{Piece, Stage};
 /// Does what is asked.
 pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Piece>) -> Outcome<Reply> {
     match request {
-        Request::Observe { specs } => Ok(Reply::Observed(observe::observe(context, specs)?)),
+        Request::Observe { specs } => {
+            let report = Box::new(observe::observe(context, specs)?);
+            Ok(Reply::Observed { at: Timestamp::now(), report })
+        }
         Request::Preflight { spec, requires, release_bytes, release } => {
             Ok(Reply::Checked(preflight::check(context, spec, requires, *release_bytes, *release)))
         }
-        Request::Claim { spec, claim } => {
+        Request::Claim { spec, claim, charter } => {
             let layout = Layout::new(&spec.root);
-            ledger::update(&layout, |ledger| ledger::grant(ledger, claim, Timestamp::now()))
-                .map(Reply::Claimed)
+            let granted = ledger::update(&layout, |ledger| ledger::grant(ledger, claim, Timestamp::now()))?;
+            if let Some(charter) = charter {
+                charter::keep(&layout, charter)?;
+            }
+            Ok(Reply::Claimed(granted))
         }
+        Request::Charter { spec } => charter::load(&Layout::new(&spec.root)).map(Reply::Charter),
         Request::Unclaim { spec, rollout } => {
             let layout = Layout::new(&spec.root);
             ledger::update(&layout, |ledger| {

@@ -87,6 +87,11 @@ impl Layout {
         self.state().join("supervised").join(process.as_str())
     }
 
+    /// The charter of the rollout that claimed the instance last.
+    pub(crate) fn charter(&self) -> PathBuf {
+        self.state().join("charter.json")
+    }
+
     /// What an armed guard needs; only the agent's account may look inside.
     pub(crate) fn guard(&self) -> PathBuf {
         self.state().join("guard")

@@ -18,6 +18,7 @@
 
 mod account;
 mod activate;
+mod charter;
 mod command;
 mod context;
 mod environment;

@@ -182,10 +182,22 @@ pub(crate) fn read(path: &Path) -> Result<(String, String), Failure> {
 fn who() -> String {
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| {
         // Without a login (cron, CI) there is still an account.
-        format!("uid{}", rustix::process::getuid().as_raw())
+        let uid = rustix::process::getuid().as_raw();
+        let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        account(&accounts, uid).map_or_else(|| format!("uid{uid}"), str::to_owned)
     });
     let machine = rustix::system::uname();
     format!("{user}@{}", machine.nodename().to_string_lossy())
+}
+
+/// The name of an account in a file like `/etc/passwd`, when it is in there.
+fn account(accounts: &str, uid: u32) -> Option<&str> {
+    let uid = uid.to_string();
+    accounts.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        (fields.nth(1)? == uid).then_some(name)
+    })
 }
 
 /// The runtime that commands talk to hosts on.
@@ -195,4 +207,17 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::account;
+
+    #[test]
+    fn an_account_is_found_by_its_number() {
+        let accounts = "root:x:0:0:root:/root:/bin/sh\nbroken\n:x:7:7::/:\ndeploy:x:1000:1000:,,,:/home/deploy:/bin/bash\n";
+        for (uid, name) in [(0, Some("root")), (1000, Some("deploy")), (7, None), (100, None)] {
+            assert_eq!(account(accounts, uid), name, "{uid}");
+        }
+    }
 }

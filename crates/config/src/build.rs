@@ -268,6 +268,7 @@ fn timeouts(stated: &language::Timeouts) -> Timeouts {
     let usual = Timeouts::default();
     Timeouts {
         connect: limit(&stated.connect, usual.connect),
+        claim: stated.claim.value().map_or(usual.claim, |lease| lease.0),
         stage: limit(&stated.stage, usual.stage),
         activate: limit(&stated.activate, usual.activate),
         confirm: limit(&stated.confirm, usual.confirm),

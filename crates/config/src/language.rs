@@ -18,8 +18,8 @@ use crate::read::{
     in_text_order, read_integer, table,
 };
 use crate::text::{
-    AbsolutePath, Address, Command, Glob, HaproxyPlace, HostPattern, Limit, Line, Link, LogPath, PackageName,
-    RelativePath, Script, SocketPlace, StrategyKind, UrlPath, VersionRequirement, Word,
+    AbsolutePath, Address, Command, Glob, HaproxyPlace, HostPattern, Lease, Limit, Line, Link, LogPath,
+    PackageName, RelativePath, Script, SocketPlace, StrategyKind, UrlPath, VersionRequirement, Word,
 };
 
 table! {
@@ -280,6 +280,9 @@ table! {
     Timeouts, "the timeouts", {
         /// Connecting to a host. Default: 20s.
         connect: Limit = "\"20s\"",
+        /// How long a claim holds without being renewed, from 10s to 1h: so long a host waits for a controller that died
+        /// before another may go on without its records. Default: 2m.
+        claim: Lease = "\"2m\"",
         /// Sending a release to a host, its `prepare` steps included. Default: 15m.
         stage: Limit = "\"15m\"",
         /// Switching and restarting, beyond the processes' own start and stop timeouts. Default: 60s.

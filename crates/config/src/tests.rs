@@ -122,6 +122,7 @@ fn everything_is_read() {
     assert_eq!(environment.after.as_ref().unwrap().soak, Duration::from_secs(3 * 86_400));
     assert_eq!(environment.on_failure, OnFailure::Hold);
     assert_eq!(environment.timeouts.drain, Duration::ZERO);
+    assert_eq!(environment.timeouts.claim, Duration::from_secs(90));
     assert_eq!(environment.timeouts.confirm, Duration::from_secs(20));
     let [balancer, tcp, router] = &environment.balancers[..] else { panic!("{:?}", environment.balancers) };
     assert_eq!(balancer.title(), "haproxy ol-www1:/run/haproxy/admin.sock web-in");

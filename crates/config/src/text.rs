@@ -133,6 +133,27 @@ impl Text for Limit {
     }
 }
 
+/// How long a claim holds without being renewed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lease(pub(crate) Duration);
+
+/// It is renewed four times within its duration, and a renewal may take a slow host some seconds.
+const LEASE_MIN: Duration = Duration::from_secs(10);
+/// Hosts grant none that is longer: one whose controller died would be held that long.
+const LEASE_MAX: Duration = Duration::from_secs(3600);
+
+impl Text for Lease {
+    const EXPECTED: &'static str = "a duration";
+    const PATTERN: Option<&'static str> = Duration::PATTERN;
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let duration = Duration::from_text(text)?;
+        if duration < LEASE_MIN || duration > LEASE_MAX {
+            return Err(Refusal::new(format!("`{text}` is not between 10s and 1h")));
+        }
+        Ok(Self(duration))
+    }
+}
+
 impl Text for ByteSize {
     const EXPECTED: &'static str = "a size";
     const PATTERN: Option<&'static str> = Some("^[0-9]+ *(KiB|MiB|GiB|TiB|kB|MB|GB|TB|B)$");

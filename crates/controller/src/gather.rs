@@ -7,6 +7,7 @@ use std::time::Duration;
 use greenlight_drivers::balancer::BalancerDriver;
 use greenlight_drivers::transport::{BoxFuture, TcpTransport, Transport, TransportError};
 use greenlight_link::message::{Reply, Request};
+use greenlight_model::Timestamp;
 use greenlight_model::fleet::{Balancer, BalancerKind, Environment, Service};
 use greenlight_model::host::{HostReport, InstanceReport, InstanceSpec};
 use greenlight_model::id::{HostName, Instance, ReleaseId, ServiceName};
@@ -167,7 +168,7 @@ impl Gatherer {
                 })
                 .collect();
             let reply = self.hosts.call(host, Request::Observe { specs }, OBSERVE_TIMEOUT, |_| {}).await?;
-            let Reply::Observed(report) = reply else {
+            let Reply::Observed { at, mut report } = reply else {
                 return Err(HostError {
                     why: format!("{host}: unexpected answer to a look: {reply:?}"),
                     blame: greenlight_model::action::Blame::Passing,
@@ -175,6 +176,7 @@ impl Gatherer {
                     output: Vec::new(),
                 });
             };
+            by_our_clock(&mut report, at, clock::now());
             let seen: BTreeMap<ServiceName, ReleaseId> = report
                 .instances
                 .iter()
@@ -185,7 +187,7 @@ impl Gatherer {
                 by == self.service(service, seen.get(*service).copied())
             });
             if is_judged_rightly {
-                return Ok(report);
+                return Ok(*report);
             }
             assumed = seen;
         }
@@ -196,6 +198,17 @@ impl Gatherer {
         match self.balancers[index].read().await {
             Ok(servers) => BalancerReport::Servers(servers),
             Err(error) => BalancerReport::Unreachable { why: error.problem.to_string() },
+        }
+    }
+}
+
+/// Puts the ends of claims, which a host keeps by its own clock, into ours: however wrong one of the two is, a claim that
+/// has a minute left there has a minute left here.
+fn by_our_clock(report: &mut HostReport, at: Timestamp, now: Timestamp) {
+    for instance in report.instances.values_mut() {
+        if let Some(claim) = &mut instance.ledger.claim {
+            let left = claim.expires_at.duration_since(at);
+            claim.expires_at = now.saturating_add(left).unwrap_or(claim.expires_at);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! Not in here: what to do next (`planner`), what is unsafe (`interlock`), how a balancer or a host is spoken to
 //! (`drivers`, `link`), printing (`cli`).
 
+pub mod adopt;
 mod append;
 mod boundary;
 mod claims;
@@ -18,6 +19,7 @@ mod lease;
 mod perform;
 mod prepare;
 mod progress;
+mod releases;
 mod run;
 mod secrets;
 mod spec;
@@ -30,6 +32,7 @@ pub use lease::{ControllerLease, LeaseError};
 pub use perform::Artifacts;
 pub use prepare::{PrepareError, Prepared, Wanted, prepare};
 pub use progress::{Progress, ProgressSink};
+pub use releases::known_releases;
 pub use run::{Controller, Ended, Interrupt, RunError};
 pub use secrets::{SecretError, resolve as resolve_secrets};
 pub use spec::{instance_spec, mark};

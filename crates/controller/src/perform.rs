@@ -9,9 +9,10 @@ use greenlight_link::connection::ObjectSource;
 use greenlight_link::frame::Encoding;
 use greenlight_link::message::{Event, Reply, Request, SecretValue};
 use greenlight_model::action::{Action, ActionDetail, ActionResult, Blame, OUTPUT_LINES_MAX};
+use greenlight_model::charter::{CHARTER_COPIES_MAX, Charter};
 use greenlight_model::fleet::{Environment, Process, Service};
 use greenlight_model::host::{
-    CLAIM_DURATION, Check, CheckOutcome, ClaimRequest, Desired, HostReport, InstanceSpec, ReleaseMark,
+    Check, CheckOutcome, ClaimRequest, Desired, HostReport, InstanceSpec, ReleaseMark,
 };
 use greenlight_model::id::{
     ContentHash, Generation, HostName, Instance, ReleaseId, RolloutId, ServiceName, VariableName,
@@ -40,6 +41,7 @@ pub struct Artifacts {
 /// Everything an action needs, fixed for one rollout.
 pub(crate) struct Performer {
     pub(crate) plan: Plan,
+    pub(crate) charter: Charter,
     pub(crate) environment: Environment,
     pub(crate) releases: BTreeMap<ReleaseId, Release>,
     pub(crate) artifacts: Artifacts,
@@ -145,7 +147,9 @@ impl Performer {
                     hosts.call(host, request, LEDGER_TIMEOUT, |_| {}).await?;
                 }
                 let claim = self.claim_request(generation);
-                let request = Request::Claim { spec: spec(None)?, claim };
+                let keeps = self.plan.baseline.keys().take(CHARTER_COPIES_MAX).any(|one| one == instance);
+                let charter = keeps.then(|| Box::new(self.charter.clone()));
+                let request = Request::Claim { spec: spec(None)?, claim, charter };
                 hosts.call(host, request, LEDGER_TIMEOUT, watch).await.map(drop)
             }
             Action::Unclaim { .. } => {
@@ -232,11 +236,8 @@ impl Performer {
         let spec = gatherer
             .spec(instance, Some(release))
             .ok_or_else(|| host_failed(format!("{instance} is not in the fleet file any more")))?;
-        let manifest = self
-            .artifacts
-            .depot
-            .manifest(release)
-            .map_err(|error| HostError { blame: Blame::Release, ..host_failed(error.to_string()) })?;
+        let manifest =
+            self.artifacts.depot.manifest(release).map_err(|error| host_failed(error.to_string()))?;
         let request = Request::Stage {
             release: self.mark(release)?,
             secrets: self.secrets_of(&spec.secrets),
@@ -315,7 +316,7 @@ impl Performer {
             rollout: self.plan.id.clone(),
             holder: self.plan.started_by.clone(),
             reason: format!("{} to {}", targets.join(", "), self.plan.environment),
-            duration: CLAIM_DURATION,
+            duration: self.environment.timeouts.claim,
             generation,
         }
     }

@@ -8,13 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use greenlight_depot::Depot;
 use greenlight_interlock::Interlock;
 use greenlight_link::message::Request;
 use greenlight_model::action::Action;
 use greenlight_model::decision::{Decision, Outcome, Running, Step, Wait};
 use greenlight_model::fleet::{Environment, Fleet};
-use greenlight_model::host::{CLAIM_DURATION, HostReport};
+use greenlight_model::host::HostReport;
 use greenlight_model::id::{Generation, HostName, Instance, ReleaseId, RolloutId, ServiceName};
 use greenlight_model::manifest::Release;
 use greenlight_model::record::RecordBody;
@@ -34,13 +33,14 @@ use crate::hosts::{HostError, Hosts};
 use crate::perform::{Artifacts, Performed, Performer};
 use crate::prepare::release_facts;
 use crate::progress::{Progress, ProgressSink};
+use crate::releases::{charter, known_releases};
 
 /// How often the log is read for what operators ask, and balancers while a wait depends on them.
 const TICK: Duration = Duration::from_millis(200);
 /// Every how many ticks all hosts and balancers are looked at, so that a crash after the proof is noticed.
 const LOOK_TICKS: u64 = 10;
-/// Every how many ticks claims are renewed: four times within their duration, so that three may get lost.
-const RENEW_TICKS: u64 = CLAIM_DURATION.as_millis() as u64 / TICK.as_millis() as u64 / 4;
+/// How often claims are renewed within their duration, so that all but one may get lost.
+const RENEWALS: u128 = 4;
 
 /// What a signal asks of the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,20 +137,19 @@ impl Controller {
         gathered: Gathered,
         progress: ProgressSink,
     ) -> Result<Self, RunError> {
-        let plan = log
-            .history()
-            .rollouts
-            .get(&rollout)
-            .ok_or_else(|| RunError::Unknown(rollout.clone()))?
-            .plan
-            .clone();
+        let folded =
+            log.history().rollouts.get(&rollout).ok_or_else(|| RunError::Unknown(rollout.clone()))?;
+        let plan = folded.plan.clone();
         let Some(environment) = fleet.environments.get(&plan.environment).cloned() else {
             return Err(RunError::NoEnvironment { rollout, environment: plan.environment.to_string() });
         };
         let gatherer = Arc::new(Gatherer::new(&environment, &fleet.services, log.history(), hosts));
-        let releases = all_releases(&artifacts.depot)?;
+        let releases = known_releases(&artifacts.depot, log.history())
+            .map_err(|error| RunError::Depot(error.to_string()))?;
+        let charter = charter(folded, &releases, log.history());
         let performer = Arc::new(Performer {
             plan,
+            charter,
             environment: environment.clone(),
             releases: releases.iter().map(|release| (release.id, release.clone())).collect(),
             artifacts,
@@ -418,7 +417,8 @@ impl Controller {
                 }
             }
         }
-        if tick.is_multiple_of(RENEW_TICKS) {
+        let renew_after = self.environment.timeouts.claim.as_millis() / RENEWALS;
+        if u128::from(tick).is_multiple_of((renew_after / TICK.as_millis()).max(1)) {
             self.renew();
         }
     }
@@ -442,7 +442,7 @@ impl Controller {
                 continue;
             }
             let claim = self.performer.claim_request(self.generation(&instance));
-            let request = Request::Claim { spec, claim };
+            let request = Request::Claim { spec, claim, charter: None };
             let (hosts, arrivals) = (Arc::clone(self.gatherer.hosts()), self.arrivals.0.clone());
             tokio::spawn(async move {
                 let renewed = hosts.call(&instance.host, request, TICK * 50, |_| {}).await;
@@ -494,8 +494,4 @@ impl Controller {
     fn append(&mut self, body: &RecordBody) -> Result<(), RunError> {
         Ok(append(&mut self.log, &self.by, body)?)
     }
-}
-
-fn all_releases(depot: &Depot) -> Result<Vec<Release>, RunError> {
-    depot.releases().map_err(|error| RunError::Depot(error.to_string()))
 }

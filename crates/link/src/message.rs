@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use greenlight_model::Timestamp;
 use greenlight_model::action::Blame;
+use greenlight_model::charter::Charter;
 use greenlight_model::fleet::{Migration, Requirements};
 use greenlight_model::host::{
     Check, Claim, ClaimRequest, Desired, HostFacts, HostReport, InstanceReport, InstanceSpec, ReleaseMark,
@@ -83,6 +85,14 @@ pub enum Request {
         spec: InstanceSpec,
         /// The wish.
         claim: ClaimRequest,
+        /// What the rollout is, for a host that is to keep it; one that keeps it already is not told again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        charter: Option<Box<Charter>>,
+    },
+    /// The charter of the rollout that claimed the instance last. Answered by [`Reply::Charter`].
+    Charter {
+        /// The instance.
+        spec: InstanceSpec,
     },
     /// Give the lease back; nothing to do when it is not held. Answered by [`Reply::Done`].
     Unclaim {
@@ -201,6 +211,7 @@ impl Request {
             Self::Observe { .. } => "the observation",
             Self::Preflight { .. } => "the preflight",
             Self::Claim { .. } => "the claim",
+            Self::Charter { .. } => "reading the charter",
             Self::Unclaim { .. } => "giving the claim back",
             Self::Stage { .. } => "the staging",
             Self::Smoke { .. } => "the smoke start",
@@ -255,11 +266,18 @@ pub enum Stream {
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// What the host is.
-    Observed(HostReport),
+    Observed {
+        /// When it looked, by its own clock: what its claims' ends are to be measured against.
+        at: Timestamp,
+        /// What it saw.
+        report: Box<HostReport>,
+    },
     /// What the checks found.
     Checked(Vec<Check>),
     /// The lease, as granted.
     Claimed(Claim),
+    /// The charter, when the host keeps one.
+    Charter(Option<Box<Charter>>),
     /// The instance after the change.
     Instance(Box<InstanceReport>),
     /// The releases that were removed.

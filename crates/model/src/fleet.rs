@@ -369,6 +369,9 @@ pub struct Timeouts {
     /// Connecting to a host, agent included.
     #[serde(with = "duration_ms")]
     pub connect: Duration,
+    /// How long a claim holds without being renewed.
+    #[serde(default = "usual_claim", with = "duration_ms")]
+    pub claim: Duration,
     /// Sending a release to a host, its `prepare` steps included.
     #[serde(with = "duration_ms")]
     pub stage: Duration,
@@ -391,6 +394,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(20),
+            claim: usual_claim(),
             stage: Duration::from_secs(900),
             activate: Duration::from_secs(60),
             confirm: usual_confirm(),
@@ -398,6 +402,11 @@ impl Default for Timeouts {
             admit: Duration::from_secs(30),
         }
     }
+}
+
+/// Four renewals: three may get lost on a bad line.
+fn usual_claim() -> Duration {
+    Duration::from_secs(120)
 }
 
 /// Long enough for a fresh connection, a look and two answers over a slow line; short enough that a host whose controller died

@@ -104,7 +104,7 @@ pub struct Claim {
     pub holder: String,
     /// Why, for the second comer: "deploy web v42 to production".
     pub reason: String,
-    /// When it ends unless renewed, by the host's clock.
+    /// When it ends unless renewed: in a ledger by the host's clock, in a world by the controller's.
     pub expires_at: Timestamp,
 }
 
@@ -386,9 +386,6 @@ pub enum CheckOutcome {
     /// Not as expected, or unreadable.
     Failed,
 }
-
-/// How long a claim holds without being renewed.
-pub const CLAIM_DURATION: Duration = Duration::from_secs(120);
 
 /// A wish to claim an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@
 //! Not in here: how anything is decided (`planner`, `interlock`) or done (the crates above).
 
 pub mod action;
+pub mod charter;
 pub mod decision;
 pub mod fleet;
 pub mod host;

@@ -9,15 +9,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::action::{Action, ActionDetail, ActionResult};
+use crate::charter::{Charter, Found};
 use crate::decision::{Outcome, Running};
 use crate::fleet::Service;
 use crate::id::{EnvironmentName, ReleaseId, RolloutId, ServiceName};
+use crate::manifest::Release;
 use crate::rollout::{
     Course, Direction, Failure, Held, MigrationState, Note, OperatorRequest, Plan, Rollout,
 };
+use crate::world::InFlight;
 
-/// The version of the records that this build writes.
-pub const RECORD_VERSION: u32 = 1;
+/// The version of the records that this build writes. It reads every version before. Version 2 brought
+/// [`RecordBody::RolloutAdopted`].
+pub const RECORD_VERSION: u32 = 2;
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +53,13 @@ pub enum RecordBody {
         plan: Plan,
         /// The services as they were defined then: going back to a release later runs it as it was run.
         services: BTreeMap<ServiceName, Service>,
+    },
+    /// A rollout that another controller began, whose records are not here, is gone on with from what its hosts know.
+    RolloutAdopted {
+        /// What it is.
+        charter: Charter,
+        /// How far it is.
+        found: Found,
     },
     /// An action was begun.
     ActionStarted {
@@ -142,6 +153,8 @@ pub struct History {
     pub bad: BTreeMap<ReleaseId, String>,
     /// How each service was defined when its release last went to an environment.
     pub definitions: BTreeMap<(EnvironmentName, ReleaseId), Service>,
+    /// Releases of adopted rollouts: the depot of this project need not have them.
+    pub releases: BTreeMap<ReleaseId, Release>,
 }
 
 impl History {
@@ -168,6 +181,7 @@ impl History {
                     }
                 }
             }
+            RecordBody::RolloutAdopted { charter, found } => self.adopt(charter, found, record.at)?,
             RecordBody::ActionStarted { rollout, action, .. } => {
                 begin(self.open_mut(rollout)?, action, record.at);
             }
@@ -272,6 +286,26 @@ impl History {
         Ok(())
     }
 
+    fn adopt(&mut self, charter: &Charter, found: &Found, at: Timestamp) -> Result<(), IllegalRecord> {
+        self.start(&charter.plan, charter.started_at)?;
+        let environment = &charter.plan.environment;
+        let definitions = charter.definitions.iter();
+        self.definitions
+            .extend(definitions.map(|(release, service)| ((environment.clone(), *release), service.clone())));
+        self.releases.extend(charter.releases.iter().map(|(id, release)| (*id, release.clone())));
+        let rollout = self.open_mut(&charter.plan.id)?;
+        // Claims are taken when every check has passed, and without a claim it would not have been found.
+        rollout.checked = charter.plan.baseline.keys().cloned().collect();
+        rollout.touched.clone_from(&found.touched);
+        rollout.drained_at = found.drained.iter().map(|instance| (instance.clone(), at)).collect();
+        let begun = |service: &ServiceName| (service.clone(), MigrationState::Begun);
+        rollout.migrations = found.migrating.iter().map(begun).collect();
+        if let Some(why) = &found.turning_back {
+            turn_back(rollout, why.clone(), at);
+        }
+        Ok(())
+    }
+
     fn open_mut(&mut self, id: &RolloutId) -> Result<&mut Rollout, IllegalRecord> {
         let rollout = self.rollouts.get_mut(id).ok_or_else(|| IllegalRecord::Unknown(id.clone()))?;
         if rollout.outcome.is_some() {
@@ -282,6 +316,7 @@ impl History {
 }
 
 fn begin(rollout: &mut Rollout, action: &Action, at: Timestamp) {
+    rollout.under_way.insert(action.instance().clone(), InFlight { action: action.clone(), since: at });
     match action {
         Action::Drain { instance } => {
             // A drain is begun only of what gets requests: its sessions get their time anew.
@@ -298,6 +333,10 @@ fn begin(rollout: &mut Rollout, action: &Action, at: Timestamp) {
 }
 
 fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, at: Timestamp) {
+    // An answer that comes after another action was begun there does not end that one.
+    if rollout.under_way.get(action.instance()).is_some_and(|begun| begun.action == *action) {
+        rollout.under_way.remove(action.instance());
+    }
     if let ActionResult::Failed { why, blame } = result {
         if let Action::Migrate { instance, .. } = action {
             rollout.migrations.insert(instance.service.clone(), MigrationState::Failed);

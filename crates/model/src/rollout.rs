@@ -12,6 +12,7 @@ use crate::id::{
     EnvironmentName, Generation, HostName, Instance, PlanDigest, ReleaseId, RolloutId, ServiceName,
 };
 use crate::quantity::duration_ms;
+use crate::world::InFlight;
 
 /// What was asked for: fixed when the rollout starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +147,9 @@ pub struct Rollout {
     pub admitted_at: BTreeMap<Instance, Timestamp>,
     /// Instances whose switch was begun in this rollout: only these have anything to turn back.
     pub touched: BTreeSet<Instance>,
+    /// Actions that were begun and whose end was not recorded: under way while a controller drives the rollout, and else
+    /// begun by one that died.
+    pub under_way: BTreeMap<Instance, InFlight>,
     /// Instances that were pruned at the end.
     pub pruned: BTreeSet<Instance>,
     /// When each wave was proven, by index.
@@ -214,6 +218,7 @@ impl Rollout {
             drained_at: BTreeMap::new(),
             admitted_at: BTreeMap::new(),
             touched: BTreeSet::new(),
+            under_way: BTreeMap::new(),
             pruned: BTreeSet::new(),
             waves_proven: BTreeMap::new(),
             outcome: None,

@@ -63,6 +63,7 @@ fn prune(view: &View<'_>, moves: &mut Moves) {
             continue;
         }
         let is_due = is_ours(view, facts)
+            && facts.is_claimed(view.world)
             && !view.rollout().pruned.contains(facts.instance)
             && view.spent(facts.instance, Verb::Prune).is_none();
         if let Some(keep) = kept(facts, &of_plan).filter(|_| is_due) {
@@ -83,5 +84,5 @@ fn kept(facts: &Facts<'_>, of_plan: &BTreeSet<ReleaseId>) -> Option<BTreeSet<Rel
 }
 
 fn is_ours(view: &View<'_>, facts: &Facts<'_>) -> bool {
-    facts.unreachable.is_none() && facts.is_claimed(view.rollout())
+    facts.unreachable.is_none() && facts.has_our_claim(view.rollout())
 }

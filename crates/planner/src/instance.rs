@@ -85,14 +85,14 @@ fn obstacle(view: &View<'_>, facts: &Facts<'_>) -> Option<Stand> {
     if let Some(wait) = foreign_claim(view, facts) {
         return Some(Stand::Wait(wait));
     }
-    let is_claimed = facts.is_claimed(view.rollout());
+    let is_claimed = facts.is_claimed(view.world);
     let spent = view.spent(facts.instance, Verb::Claim).filter(|_| !is_claimed);
     spent.map(Stand::Failed)
 }
 
 /// The step, or the claim that has to come before it.
 fn claim_first(view: &View<'_>, facts: &Facts<'_>, step: Step) -> Step {
-    if facts.is_claimed(view.rollout()) {
+    if facts.is_claimed(view.world) {
         return step;
     }
     let why = format!("the lease of {} is to be ours before it is changed", facts.instance);

@@ -92,7 +92,7 @@ fn unknown_servers(view: &View<'_>) -> Vec<String> {
 /// Balancers that cannot be read, and why, as long as nothing is claimed: a rollout does not begin without them. Later they
 /// are waited for.
 fn unread_balancers(view: &View<'_>) -> Vec<(String, String)> {
-    if view.has_changed() || view.facts.iter().any(|facts| facts.is_claimed(view.rollout())) {
+    if view.has_changed() || view.facts.iter().any(|facts| facts.has_our_claim(view.rollout())) {
         return Vec::new();
     }
     let world = view.world;
@@ -159,7 +159,7 @@ pub(crate) fn claims(view: &View<'_>) -> Phase {
     let mut moves = Moves::default();
     let mut failures = Vec::new();
     for facts in view.facts.iter().filter(|facts| !facts.is_left_out) {
-        if facts.is_claimed(view.rollout()) {
+        if facts.is_claimed(view.world) {
             continue;
         }
         match claim(view, facts) {

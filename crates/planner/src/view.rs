@@ -245,10 +245,16 @@ impl<'a> Facts<'a> {
         })
     }
 
-    /// Whether the host's ledger, as last reported, has our claim. Its expiry is by the host's clock and is not judged
-    /// here: the controller renews, and the host itself refuses when it has run out.
-    pub(crate) fn is_claimed(&self, rollout: &Rollout) -> bool {
+    /// Whether the host's ledger, as last reported, has our claim, run out or not.
+    pub(crate) fn has_our_claim(&self, rollout: &Rollout) -> bool {
         self.claim().is_some_and(|claim| claim.rollout == rollout.plan.id)
+    }
+
+    /// Whether the host's ledger, as last reported, has our claim, and it has not run out: a controller that takes over
+    /// after a while finds claims that have.
+    pub(crate) fn is_claimed(&self, world: &World) -> bool {
+        self.claim()
+            .is_some_and(|claim| claim.rollout == world.rollout.plan.id && claim.expires_at > world.now)
     }
 
     /// Somebody else's claim that has not run out.

@@ -5,16 +5,27 @@ use std::time::Duration;
 use greenlight_model::Timestamp;
 use greenlight_model::action::Action;
 use greenlight_model::host::{
-    Answer, CLAIM_DURATION, Claim, InstanceReport, LedgerEntry, LedgerEvent, ProcessReport, ProcessState,
+    Answer, Claim, InstanceReport, LedgerEntry, LedgerEvent, ProcessReport, ProcessState,
 };
 use greenlight_model::id::{Generation, Instance, ReleaseId};
 use greenlight_model::traffic::{Admission, BalancerReport, Server, ServerHealth};
 use greenlight_model::world::World;
 
-/// What is different from the moment an action that changes processes is begun.
+/// What is different from the moment an action that changes processes or a database is begun. A ledger says first what
+/// is about to be done.
 pub(crate) fn begin(world: &mut World, action: &Action) {
-    let (Action::Activate { instance, .. } | Action::Deactivate { instance, .. }) = action else { return };
+    if let Action::Migrate { instance, release } = action {
+        enter(world, instance, LedgerEvent::MigrationBegun, Some(*release));
+    }
+    let (Action::Activate { instance, generation, .. } | Action::Deactivate { instance, generation }) =
+        action
+    else {
+        return;
+    };
+    let rollout = world.rollout.plan.id.clone();
     if let Some(report) = report_mut(world, instance) {
+        report.ledger.generation = *generation;
+        report.ledger.rollout = Some(rollout);
         for process in report.processes.values_mut() {
             *process = stopped("it is being switched");
         }
@@ -34,7 +45,7 @@ pub(crate) fn succeed(world: &mut World, action: &Action) {
                 rollout: world.rollout.plan.id.clone(),
                 holder: world.rollout.plan.started_by.clone(),
                 reason: format!("rollout to {}", world.environment.name),
-                expires_at: later(world.now, CLAIM_DURATION),
+                expires_at: later(world.now, world.environment.timeouts.claim),
             };
             change(world, instance, |report| report.ledger.claim = Some(claim));
         }

@@ -38,9 +38,9 @@ pub enum StoreError {
         /// Its version.
         found: i64,
     },
-    /// A record was written in another form.
+    /// A record was written in a newer form.
     #[error(
-        "record log {path}: record {seq} is version {found}, this greenlight reads version {RECORD_VERSION}; use the greenlight that wrote it"
+        "record log {path}: record {seq} is version {found}, this greenlight reads up to version {RECORD_VERSION}; use the newer greenlight that wrote it"
     )]
     RecordVersion {
         /// The log's file.

@@ -150,7 +150,7 @@ fn read_from(connection: &Connection, path: &Path, from_seq: u64) -> Result<Vec<
     while let Some(row) = rows.next().map_err(doing)? {
         let seq: u64 = row.get(0).map_err(doing)?;
         let version: u32 = row.get(1).map_err(doing)?;
-        if version != RECORD_VERSION {
+        if version > RECORD_VERSION {
             return Err(StoreError::RecordVersion { path: path.to_owned(), seq, found: version });
         }
         let broken = |why: String| StoreError::Broken { path: path.to_owned(), seq, why };

@@ -157,6 +157,24 @@ fn racing_openers_all_open_one_whole_log() {
     }
 }
 
+/// The bytes that a build wrote whose records were version 1: a whole rollout, and a mark. They stay readable, and what is
+/// written after them can stand beside them.
+#[test]
+fn a_log_of_version_1_is_read_and_gone_on_with() {
+    let directory = Directory::new();
+    fs::create_dir(directory.log().parent().unwrap()).unwrap();
+    fs::write(directory.log(), include_bytes!("version-1.sqlite")).unwrap();
+    let mut log = Log::open(&directory.log()).unwrap();
+    let history = log.history();
+    let rollout = &history.rollouts[&history.order[0]];
+    assert!(rollout.is_whole() && rollout.touched.len() == 1 && rollout.under_way.is_empty());
+    assert_eq!(rollout.plan.started_by, "operator@vm");
+    assert_eq!(history.bad.values().collect::<Vec<_>>(), ["leaks"]);
+    let last = history.last_seq;
+    log.append(last, &[marked(1, "op@desk")]).unwrap();
+    assert_eq!(Log::open(&directory.log()).unwrap().history(), log.history());
+}
+
 /// A log with some hundred records and nothing left in its write-ahead log.
 fn filled(directory: &Directory) -> PathBuf {
     let path = directory.log();
@@ -188,9 +206,9 @@ fn what_is_no_sound_log_is_refused_with_the_way_out() {
         ("newer", |path| run(path, "PRAGMA user_version = 2"), "use the newer greenlight"),
         ("foreign", |path| run(path, "PRAGMA application_id = 7"), "not a record log"),
         (
-            "record of version 2",
-            |path| run(path, "INSERT INTO record VALUES (201, 2, '2026-01-01T00:00:00Z', 'op', '{}')"),
-            "record 201 is version 2",
+            "record of version 3",
+            |path| run(path, "INSERT INTO record VALUES (201, 3, '2026-01-01T00:00:00Z', 'op', '{}')"),
+            "record 201 is version 3",
         ),
         (
             "record that says nothing",

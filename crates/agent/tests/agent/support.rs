@@ -227,7 +227,7 @@ impl Host {
             duration: Duration::from_secs(120),
             generation: Generation(generation),
         };
-        self.ask(Request::Claim { spec: spec.clone(), claim })
+        self.ask(Request::Claim { spec: spec.clone(), claim, charter: None })
     }
 
     pub(crate) fn stage(&mut self, spec: &InstanceSpec, release: &Release) -> Result<Reply, AgentError> {
@@ -332,7 +332,7 @@ impl Host {
 
     pub(crate) fn observe(&mut self, spec: &InstanceSpec) -> InstanceReport {
         match self.ask(Request::Observe { specs: vec![spec.clone()] }).unwrap() {
-            Reply::Observed(mut report) => report.instances.remove(&spec.service).unwrap(),
+            Reply::Observed { mut report, .. } => report.instances.remove(&spec.service).unwrap(),
             other => panic!("{other:?}"),
         }
     }

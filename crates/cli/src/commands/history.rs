@@ -101,6 +101,7 @@ fn of(body: &RecordBody) -> Option<&RolloutId> {
     match body {
         RecordBody::ReleaseMarked { .. } => None,
         RecordBody::RolloutStarted { plan, .. } => Some(&plan.id),
+        RecordBody::RolloutAdopted { charter, .. } => Some(&charter.plan.id),
         RecordBody::ActionStarted { rollout, .. }
         | RecordBody::ActionFinished { rollout, .. }
         | RecordBody::Noted { rollout, .. }
@@ -112,6 +113,12 @@ fn of(body: &RecordBody) -> Option<&RolloutId> {
 fn line(body: &RecordBody, title: impl Fn(ReleaseId) -> String) -> Option<String> {
     Some(match body {
         RecordBody::RolloutStarted { plan, .. } => format!("started by {}", plan.started_by),
+        RecordBody::RolloutAdopted { charter, found } => format!(
+            "taken over from where {} had started it: {} instances switched or being switched{}",
+            charter.plan.started_by,
+            found.touched.len(),
+            if found.turning_back.is_some() { ", on the way back" } else { "" }
+        ),
         RecordBody::ActionFinished { action, result: ActionResult::Succeeded, detail, .. } => {
             let took = human_duration(std::time::Duration::from_millis(detail.took_ms));
             format!("{}  {} ({took})", action.instance(), describe::action(action, title))

@@ -1,5 +1,6 @@
 //! One module per command, or per few that are one thing.
 
+pub(crate) mod adopt;
 pub(crate) mod agent;
 pub(crate) mod build;
 pub(crate) mod check;

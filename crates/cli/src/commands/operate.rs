@@ -9,7 +9,7 @@ use greenlight_store::Log;
 use serde_json::json;
 
 use crate::args::{Abort, Global, Operator, Resume};
-use crate::commands::roll;
+use crate::commands::{adopt, roll};
 use crate::failure::{Exit, Failure};
 use crate::printer::Printer;
 use crate::project::Project;
@@ -45,7 +45,11 @@ fn take_over(
     let project = Project::open(global, printer)?;
     let environment = project.environment(&operator.environment)?;
     let mut log = project.log()?;
-    let rollout = open_rollout(&project, &log, &operator.environment)?;
+    let rollout = match log.history().open_rollout(&operator.environment) {
+        Some(open) => open.plan.id.clone(),
+        None => adopt::take_over(&project, environment, &mut log, request, printer)?
+            .ok_or_else(|| none_is_open(&operator.environment))?,
+    };
     ask(&project, &mut log, &rollout, request, &operator.reason)?;
     match ControllerLease::take(&project.state_directory()?, &operator.environment) {
         Ok(lease) => {
@@ -75,10 +79,13 @@ pub(crate) fn open_rollout(
     name: &EnvironmentName,
 ) -> Result<RolloutId, Failure> {
     project.environment(name)?;
-    log.history().open_rollout(name).map(|rollout| rollout.plan.id.clone()).ok_or_else(|| {
-        Failure::usage(format!("no rollout of {name} is open"))
-            .help(format!("`greenlight history {name}` lists those that ended"))
-    })
+    let open = log.history().open_rollout(name).map(|rollout| rollout.plan.id.clone());
+    open.ok_or_else(|| none_is_open(name))
+}
+
+fn none_is_open(name: &EnvironmentName) -> Failure {
+    Failure::usage(format!("no rollout of {name} is open"))
+        .help(format!("`greenlight history {name}` lists those that ended"))
 }
 
 fn ask(

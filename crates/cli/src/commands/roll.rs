@@ -188,7 +188,7 @@ async fn let_go(interrupts: &mut mpsc::Receiver<Interrupt>, is_held: &mut bool) 
             Interrupt::Detach => return,
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// What signals mean here: once holds at the next safe point, twice lets go. SIGTERM holds. When what it says cannot be

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use greenlight_controller::{Gathered, clock, gates};
+use greenlight_controller::{ControllerLease, Gathered, clock, gates};
 use greenlight_model::Timestamp;
 use greenlight_model::decision::{Decision, Wait};
 use greenlight_model::fleet::Environment;
@@ -31,8 +31,11 @@ pub(crate) fn run(global: &Global, status: &Status, printer: &Printer) -> Result
     let mut exit = Exit::Done;
     for environment in project.environments(status.environment.as_ref())? {
         let (_, gathered) = runtime.block_on(project.gather(environment, &log))?;
-        let world = world(&project, environment, log.history(), &releases, &gathered);
-        let (document, is_well) = show(environment, log.history(), &world, &gathered, printer);
+        let controller = ControllerLease::holder(&project.state_directory()?, &environment.name)
+            .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+        let world = world(&project, environment, log.history(), &releases, &gathered, controller.is_some());
+        let (document, is_well) =
+            show(environment, log.history(), &world, &gathered, controller.as_deref(), printer);
         documents.push(document);
         if !is_well {
             exit = Exit::Failed;
@@ -52,6 +55,7 @@ fn world(
     history: &History,
     releases: &[Release],
     gathered: &Gathered,
+    is_driven: bool,
 ) -> Option<World> {
     let rollout = history.of_environment(&environment.name).next()?;
     let facts = |release: &Release| ReleaseFacts {
@@ -70,7 +74,8 @@ fn world(
         inventory: gathered.inventory.clone(),
         traffic: gathered.traffic.clone(),
         gates: gates(&project.fleet, environment, history, &plan.targets, plan.direction, now),
-        in_flight: Vec::new(),
+        // Without a controller nothing is under way: what was begun and has no end is decided anew.
+        in_flight: rollout.under_way.values().filter(|_| is_driven).cloned().collect(),
     })
 }
 
@@ -79,6 +84,7 @@ fn show(
     history: &History,
     world: &Option<World>,
     gathered: &Gathered,
+    controller: Option<&str>,
     printer: &Printer,
 ) -> (Value, bool) {
     let titles: BTreeMap<ReleaseId, String> = world
@@ -135,6 +141,15 @@ fn show(
         }
     }
     let mut open_document = Value::Null;
+    for elsewhere in greenlight_controller::adopt::elsewhere(environment, history, gathered) {
+        let (id, name) = (&elsewhere.rollout, &environment.name);
+        printer.result(format!(
+            "  claimed by {id}, begun elsewhere {}; claims end {} unless renewed. When its controller is gone, `greenlight resume {name}` \
+             or `greenlight abort {name}` takes it over",
+            elsewhere.title(),
+            elsewhere.ends_at()
+        ));
+    }
     if let (Some(open), Some(world)) = (history.open_rollout(&environment.name), world) {
         let decision = greenlight_planner::decide(world);
         let waits: Vec<Wait> = match &decision {
@@ -143,6 +158,20 @@ fn show(
         };
         let course = if open.is_turning_back() { "turning back" } else { "going forward" };
         printer.result(format!("  open: {} by {}, {course}", open.plan.id, open.plan.started_by));
+        let name = &environment.name;
+        printer.result(match controller {
+            Some(pid) => format!("    driven by process {pid} of this machine"),
+            None => format!(
+                "    no controller of this machine drives it: `greenlight resume {name}` goes on, `greenlight abort {name}` goes back"
+            ),
+        });
+        for begun in open.under_way.values().filter(|_| controller.is_none()) {
+            let (what, ago) = (describe::action(&begun.action, title), describe::ago(begun.since, world.now));
+            printer.result(format!(
+                "    begun {ago} and never recorded as ended: {} {what}",
+                begun.action.instance()
+            ));
+        }
         for wait in &waits {
             printer.result(format!("    waits: {}", describe::wait(wait, world.now)));
         }
@@ -158,8 +187,14 @@ fn show(
                 printer.result(format!("    next: ends {}", describe::outcome(outcome)));
             }
         }
-        open_document =
-            json!({ "rollout": open.plan.id, "course": open.course, "held": open.held, "next": decision });
+        open_document = json!({
+            "rollout": open.plan.id,
+            "course": open.course,
+            "held": open.held,
+            "controller": controller,
+            "under_way": open.under_way.values().collect::<Vec<_>>(),
+            "next": decision,
+        });
     } else if let Some(last) = history.of_environment(&environment.name).next()
         && let (Some(outcome), Some(ended_at)) = (&last.outcome, last.ended_at)
     {

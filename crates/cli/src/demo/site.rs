@@ -142,7 +142,8 @@ impl Site {
                     generation,
                 };
                 let desired = Desired { generation, rollout, release: None, spec: spec.clone() };
-                for request in [Request::Claim { spec, claim }, Request::Activate { desired, guard: None }] {
+                let claim = Request::Claim { spec, claim, charter: None };
+                for request in [claim, Request::Activate { desired, guard: None }] {
                     Arc::clone(gatherer.hosts())
                         .call(&instance.host, request, STOP_TIMEOUT, |_| {})
                         .await

@@ -6,6 +6,7 @@
 mod check;
 mod demo;
 mod documents;
+mod elsewhere;
 mod help;
 mod init;
 mod operator;

@@ -14,7 +14,12 @@ fn held_by_another_terminal_and_resumed() {
     site.run(&["deploy", "staging", "v1"])
         .exits(3)
         .says(&["another controller", "greenlight status staging"]);
-    site.run(&["status", "staging"]).exits(3).says(&["open: staging-", "one/hello"]);
+    site.run(&["status", "staging"]).exits(3).says(&[
+        "open: staging-",
+        "one/hello",
+        "driven by process",
+        "one/hello: activating for",
+    ]);
     site.run(&["hold", "staging", "--reason", "lunch"])
         .exits(0)
         .says(&["is held", "greenlight resume staging"]);
@@ -139,7 +144,11 @@ fn a_controller_that_was_killed_is_taken_over() {
         deploying.signal(Signal::KILL);
         assert_eq!(deploying.end().code, None);
         site.go_on();
-        site.run(&["status", "staging"]).exits(3).says(&["open: staging-"]);
+        site.run(&["status", "staging"]).exits(3).says(&[
+            "open: staging-",
+            "no controller of this machine drives it",
+            "never recorded as ended: one/hello activate v2",
+        ]);
         site.run(&[command, "staging"]).exits(code);
         site.runs("staging", &[("one/hello", release), ("two/hello", release)]);
         assert_eq!(
