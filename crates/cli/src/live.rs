@@ -165,6 +165,9 @@ impl Inner {
                     self.say(&line);
                 }
             }
+            // It costs nothing: the claim runs out, and the next rollout knows that it is nobody's. The records have it.
+            ActionResult::Failed { .. }
+                if verb == Verb::Unclaim && self.printer.verbosity != Verbosity::Verbose => {}
             ActionResult::Failed { why, .. } => {
                 self.message(action.instance(), "failed");
                 let failed = format!("{verb} failed").red().bold().to_string();
