@@ -244,7 +244,7 @@ fn bed_tests(options: &Options) -> Result<Counts, Error> {
         // Only the tests themselves run as root, not the compiler.
         command.env(
             format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace('-', "_")),
-            "sudo -n --preserve-env=PATH,GREENLIGHT_BIN,GREENLIGHT_AGENT_TESTS,GREENLIGHT_BED,GREENLIGHT_BED_KEEP,RUST_TEST_THREADS,RUST_BACKTRACE",
+            "sudo -n --preserve-env=PATH,GREENLIGHT_BIN,GREENLIGHT_AGENT_TESTS,GREENLIGHT_BED,GREENLIGHT_BED_KEEP,GREENLIGHT_KILL_POINTS,RUST_TEST_THREADS,RUST_BACKTRACE",
         );
     }
     tests(&mut command, options)
