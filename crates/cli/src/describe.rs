@@ -121,10 +121,7 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
                 false => format!("{instance} ({reason})"),
             };
             let names: Vec<String> = instances.iter().map(name).collect();
-            format!(
-                "NOT FULLY TURNED BACK: {why}; mend {}, then deploy or roll back again",
-                names.join(", ")
-            )
+            format!("NOT FULLY TURNED BACK: {why}; mend {}, then deploy or roll back again", names.join(", "))
         }
     }
 }
