@@ -125,7 +125,8 @@ impl Trial<'_> {
     /// A record has been written.
     pub(super) fn recorded(&mut self, body: &RecordBody) {
         match body {
-            RecordBody::ReleaseMarked { .. } => {}
+            // Every controller here shares the log, so that none adopts anything.
+            RecordBody::ReleaseMarked { .. } | RecordBody::RolloutAdopted { .. } => {}
             RecordBody::RolloutStarted { plan, .. } => self.started(plan),
             RecordBody::ActionStarted { rollout, action, .. } => self.action_started(rollout, action),
             RecordBody::ActionFinished { rollout, action, result, .. } => {

@@ -16,12 +16,15 @@ use super::scenario::{Ms, Scenario};
 /// How long things may take, as the scenario's fleet file says.
 pub(super) const TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_millis(3_000),
+    claim: Duration::from_millis(CLAIM_MS),
     stage: Duration::from_millis(8_000),
     activate: Duration::from_millis(3_000),
     drain: Duration::from_millis(4_000),
     admit: Duration::from_millis(4_000),
     confirm: Duration::from_millis(CONFIRM_TIMEOUT_MS),
 };
+/// How long a claim holds without being renewed.
+pub(super) const CLAIM_MS: u64 = 20_000;
 /// How long a process may take to answer.
 pub(super) const START_TIMEOUT_MS: Ms = 3_000;
 /// How long a process may take to stop.
