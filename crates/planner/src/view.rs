@@ -105,7 +105,7 @@ impl<'a> View<'a> {
         let retries = usize::try_from(self.world.environment.retries).unwrap_or(usize::MAX);
         let failure = failures
             .iter()
-            .find(|failure| failure.blame != Blame::Passing)
+            .find(|failure| self.is_final(failure))
             .or_else(|| failures.last().filter(|_| failures.len() > retries))?;
         let tries = match failures.len() {
             1 => String::new(),
@@ -114,10 +114,20 @@ impl<'a> View<'a> {
         Some(format!("{verb} failed{tries}: {}", failure.why))
     }
 
+    /// Whether trying again makes no sense. What an instance goes back to did run there, and there is nothing else to go back
+    /// to: one bad start does not make it guilty.
+    fn is_final(&self, failure: &Failure) -> bool {
+        match failure.blame {
+            Blame::Passing => false,
+            Blame::Release => !self.rollout().goes_back(failure.action.instance()),
+            Blame::Host => true,
+        }
+    }
+
     /// Why an activation failed in a way that a later good report does not mend.
     pub(crate) fn refused(&self, instance: &Instance, verb: Verb) -> Option<String> {
         let failures = self.failures.get(&(instance, verb))?;
-        let failure = failures.iter().find(|failure| failure.blame != Blame::Passing)?;
+        let failure = failures.iter().find(|failure| self.is_final(failure))?;
         Some(format!("{verb} failed: {}", failure.why))
     }
 
