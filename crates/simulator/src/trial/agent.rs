@@ -11,7 +11,7 @@ use greenlight_model::id::{ContentHash, Generation, ReleaseId, RolloutId};
 
 use super::host::ProcessTruth;
 use super::scenario::{Badness, FaultKind, Ms};
-use super::site::{CONFIRM_TIMEOUT_MS, START_TIMEOUT_MS, STOP_TIMEOUT_MS, of_release, stamp};
+use super::site::{CLAIM_MS, CONFIRM_TIMEOUT_MS, START_TIMEOUT_MS, STOP_TIMEOUT_MS, of_release, stamp};
 use super::trial::{Event, Trial};
 
 /// How long a change waits for another one of the same instance to end.
@@ -376,7 +376,7 @@ impl Trial<'_> {
             self.unclaim(task, ended)?;
         }
         let now = self.host_ms(host);
-        let expires_at = stamp(0, now + CLAIM_MS);
+        let expires_at = stamp(CLAIM_MS, now);
         self.update(host, service, |ledger| {
             if let Some(claim) = &ledger.claim
                 && claim.rollout != *rollout
