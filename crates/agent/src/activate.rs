@@ -15,7 +15,7 @@ use greenlight_model::Timestamp;
 use greenlight_model::fleet::{ManagerKind, Process};
 use greenlight_model::host::{Desired, InstanceReport, InstanceSpec, LedgerEvent, ReleaseMark};
 use greenlight_model::id::{Generation, ReleaseId, RolloutId};
-use greenlight_model::quantity::human_duration;
+use greenlight_model::quantity::{ByteSize, human_duration};
 
 use crate::command::{self, Step};
 use crate::context::Context;
@@ -35,6 +35,9 @@ use crate::process::{self, Identity};
 use crate::run::{self, Run};
 use crate::supervise;
 
+/// What a switch writes is a ledger, a run, units and first lines of logs: some hundred kilobytes.
+const FREE_BYTES_MIN: u64 = 1024 * 1024;
+
 /// Becomes what is desired, and says what the instance is then. With `guard`, the host goes back by itself unless that is confirmed in
 /// this time.
 pub(crate) fn activate(
@@ -51,14 +54,17 @@ pub(crate) fn activate(
     let switching = desired.spec.processes.values().map(Process::switching).sum::<Duration>();
     let _change = Change::begin_within(&layout, &doing, switching + CHANGE_WAIT)?;
     let content = ledger::content_of(desired)?;
-    let (active, is_armed) = ledger::update(&layout, |ledger| {
+    let ledger = ledger::update(&layout, |ledger| {
         ledger::check_claim(ledger, &desired.rollout, Timestamp::now())?;
         ledger::accept(ledger, desired, content)?;
-        Ok((ledger.active, ledger.guard.is_some()))
+        Ok(ledger.clone())
     })?;
-    if !is_armed {
+    if ledger.guard.is_none() {
         guard::clear(context, &layout);
     }
+    let active = ledger.active;
+    // What was confirmed under this generation is not on trial again.
+    let guard = guard.filter(|_| ledger.confirmed != Some(desired.generation));
     let running = match active {
         Some(active) => Run::load(&layout, active)?,
         None => None,
@@ -160,6 +166,7 @@ impl<'a> Activation<'a> {
     /// Stops what runs, switches, starts and proves.
     fn change(&self, mark: &ReleaseMark, run: &Run, ready: &Ready<'_>) -> Outcome<()> {
         let manager = &*ready.manager;
+        self.check_room()?;
         self.stop_all(manager, run.manager)?;
         run.store(&self.layout, mark.id)?;
         self.switch(mark)?;
@@ -178,6 +185,20 @@ impl<'a> Activation<'a> {
             probe::prove(manager, &target, &start)?;
         }
         Ok(())
+    }
+
+    /// A full disk is found while everything still runs: what is stopped could not be started again, for that has to be written down.
+    fn check_room(&self) -> Outcome<()> {
+        let free = observe::free_bytes(self.layout.root())?;
+        if free >= FREE_BYTES_MIN {
+            return Ok(());
+        }
+        Err(host(format!(
+            "the file system of {} has {} free, and a switch needs {}: nothing was stopped. Free some space and try again",
+            self.layout.root().display(),
+            ByteSize(free),
+            ByteSize(FREE_BYTES_MIN)
+        )))
     }
 
     /// Whether nothing would change: the same release, run the same way, and proven.

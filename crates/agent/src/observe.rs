@@ -41,7 +41,7 @@ pub(crate) fn instance(context: &Context, spec: &InstanceSpec) -> Outcome<Instan
     let layout = Layout::new(&spec.root);
     let mut ledger = ledger::load(&layout)?;
     if let Some(guard) = &mut ledger.guard {
-        guard.lost = guard::lost(&layout, guard)?;
+        guard.lost = guard::lost(&layout, guard).unwrap_or_else(|error| Some(error.message));
     }
     let linked = linked(&layout)?;
     let marks = staged_marks(&layout)?;

@@ -118,6 +118,11 @@ fn what_is_confirmed_or_replaced_stays_and_leaves_nothing() {
     assert_eq!((pid(&confirmed), confirmed.ledger.guard), (running, None));
     assert_nothing_is_left(&host, first);
 
+    // What was confirmed is not on trial again, though it must be mended.
+    fs::remove_file(host.root().join("current")).unwrap();
+    let mended = host.activate_guarded(&spec, Some(&v2), 2, LONG).unwrap();
+    assert_eq!((mended.proven(), mended.ledger.guard), (Some(v2.mark.id), None));
+
     // An activation of another generation takes the guard's place.
     host.claim(&spec, ROLLOUT, 3).unwrap();
     let report = host.activate_guarded(&spec, Some(&v1), 3, LONG).unwrap();
