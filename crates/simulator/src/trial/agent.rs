@@ -18,8 +18,6 @@ use super::trial::{Event, Trial};
 const CHANGE_WAIT_MS: Ms = 2_000;
 const CHANGE_INTERVAL_MS: Ms = 100;
 const PROBE_INTERVAL_MS: Ms = 150;
-/// How long a claim is given for.
-const CLAIM_MS: i64 = super::site::CLAIM_MS as i64;
 /// A claim that ends later than this was written before the clock was set back.
 const CLAIM_MAX_MS: i64 = 600_000;
 /// Time between two steps of one request.

@@ -127,9 +127,7 @@ impl Trial<'_> {
         match body {
             // Every controller here shares the log, so that none adopts anything.
             RecordBody::ReleaseMarked { .. } | RecordBody::RolloutAdopted { .. } => {}
-            RecordBody::RolloutStarted { plan, .. } | RecordBody::RolloutAdopted { plan, .. } => {
-                self.started(plan);
-            }
+            RecordBody::RolloutStarted { plan, .. } => self.started(plan),
             RecordBody::ActionStarted { rollout, action, .. } => self.action_started(rollout, action),
             RecordBody::ActionFinished { rollout, action, result, .. } => {
                 let Some(seen) = self.check.rollouts.get_mut(rollout) else { return };

@@ -627,7 +627,6 @@ pub(super) fn show(body: &RecordBody) -> String {
             format!("{} starts, generation {}", plan.id, plan.generation)
         }
         RecordBody::RolloutAdopted { charter, .. } => format!("{} is adopted", charter.plan.id),
-        RecordBody::RolloutAdopted { plan, .. } => format!("{} is adopted", plan.id),
         RecordBody::ActionStarted { action, .. } => match action.release() {
             Some(release) => {
                 let number = super::site::of_release(release).1;

@@ -22,7 +22,6 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
     drain: Duration::from_millis(4_000),
     admit: Duration::from_millis(4_000),
     confirm: Duration::from_millis(CONFIRM_TIMEOUT_MS),
-    claim: Duration::from_millis(CLAIM_MS),
 };
 /// How long a claim holds without being renewed.
 pub(super) const CLAIM_MS: u64 = 20_000;
@@ -32,8 +31,6 @@ pub(super) const START_TIMEOUT_MS: Ms = 3_000;
 pub(super) const STOP_TIMEOUT_MS: Ms = 1_000;
 /// How long the controller has to confirm beyond that.
 pub(super) const CONFIRM_TIMEOUT_MS: Ms = 5_000;
-/// For how long a claim is given.
-pub(super) const CLAIM_MS: Ms = 20_000;
 /// When every simulation begins: 2026-11-20.
 const START_MS: i64 = 1_795_132_800_000;
 /// Releases of each service.
