@@ -175,7 +175,6 @@ impl Host {
     }
 
     /// The next message about a request.
-    #[expect(clippy::result_large_err, reason = "a test's helper, called some dozens of times")]
     pub(crate) fn next(&mut self, id: u64) -> Result<Event, Result<Reply, AgentError>> {
         loop {
             match read_frame(&mut self.output).unwrap().expect("the agent ended without an answer") {
