@@ -8,8 +8,8 @@ use crate::{boundary, clock};
 /// How often a record is offered again when somebody else was faster with theirs.
 const APPEND_ATTEMPTS_MAX: usize = 20;
 
-/// Writes one record. When somebody else wrote first, what they wrote is taken in and the record is offered again: each of
-/// ours stands on its own, whatever came before it.
+/// Writes one record that stands on its own: what happened, or what somebody asked for. When somebody else wrote first, what
+/// they wrote is taken in and the record is offered again.
 ///
 /// # Errors
 /// When the log refuses the record or cannot be written.
@@ -29,6 +29,27 @@ pub fn append(log: &mut Log, by: &str, body: &RecordBody) -> Result<(), StoreErr
     }
     boundary::pass(Boundary("after", body));
     Ok(())
+}
+
+/// Writes one record that was decided upon what the log said: a step begun, a turn, an end. False, with nothing written, when
+/// somebody else wrote first: what they wrote (a hold, an abort, another controller's step) is taken in, and it is to be
+/// decided anew.
+///
+/// # Errors
+/// When the log refuses the record or cannot be written.
+pub(crate) fn append_decision(log: &mut Log, by: &str, body: &RecordBody) -> Result<bool, StoreError> {
+    boundary::pass(Boundary("before", body));
+    let expected = log.history().last_seq;
+    match log.append(expected, &[(clock::now(), by.to_owned(), body.clone())]) {
+        Ok(_) => {}
+        Err(StoreError::Conflict { .. }) => {
+            log.refresh()?;
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    }
+    boundary::pass(Boundary("after", body));
+    Ok(true)
 }
 
 /// The name of the boundary beside a record.

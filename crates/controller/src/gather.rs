@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use greenlight_drivers::balancer::BalancerDriver;
@@ -50,6 +51,14 @@ pub struct Gatherer {
     definitions: BTreeMap<ReleaseId, Service>,
     hosts: Arc<Hosts>,
     balancers: Vec<Arc<BalancerDriver>>,
+    looks: AtomicU64,
+}
+
+/// What was seen, and the number of the look, which grows with the moment at which it was begun. A look shows every change
+/// that had ended by then; so of two, the one that was begun later is believed, whichever comes back first.
+pub(crate) struct Look<T> {
+    pub(crate) number: u64,
+    pub(crate) seen: T,
 }
 
 impl Gatherer {
@@ -75,7 +84,24 @@ impl Gatherer {
             definitions: definitions(history, environment),
             hosts,
             balancers,
+            looks: AtomicU64::new(0),
         }
+    }
+
+    /// A look at a host; see [`Gatherer::observe`].
+    pub(crate) async fn look_at_host(
+        &self,
+        host: &HostName,
+        known: &BTreeMap<ServiceName, ReleaseId>,
+    ) -> Look<Result<HostReport, HostError>> {
+        let number = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
+        Look { number, seen: self.observe(host, known).await }
+    }
+
+    /// A look at a balancer; see [`Gatherer::read_balancer`].
+    pub(crate) async fn look_at_balancer(&self, index: usize) -> Look<BalancerReport> {
+        let number = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
+        Look { number, seen: self.read_balancer(index).await }
     }
 
     /// Takes in what the records know by now.

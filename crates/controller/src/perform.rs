@@ -21,7 +21,7 @@ use greenlight_model::manifest::Release;
 use greenlight_model::rollout::{Direction, Plan};
 use greenlight_model::traffic::BalancerReport;
 
-use crate::gather::Gatherer;
+use crate::gather::{Gatherer, Look};
 use crate::hosts::HostError;
 use crate::progress::{Progress, ProgressSink};
 use crate::spec::mark;
@@ -53,9 +53,9 @@ pub(crate) struct Performed {
     pub(crate) result: ActionResult,
     pub(crate) detail: ActionDetail,
     /// The host as it is now, or why it cannot be seen.
-    pub(crate) host: Option<Result<HostReport, HostError>>,
+    pub(crate) host: Option<Look<Result<HostReport, HostError>>>,
     /// Balancers as they are now, by index.
-    pub(crate) traffic: Vec<(usize, BalancerReport)>,
+    pub(crate) traffic: Vec<(usize, Look<BalancerReport>)>,
 }
 
 /// What happened inside an action: its checks and its output, kept for the record.
@@ -91,7 +91,7 @@ impl Performer {
             Action::Drain { instance } | Action::Admit { instance } => {
                 (None, self.read_balancers(gatherer, instance).await)
             }
-            _ => (Some(gatherer.observe(action.host(), known).await), Vec::new()),
+            _ => (Some(gatherer.look_at_host(action.host(), known).await), Vec::new()),
         };
         let excess = inside.output.len().saturating_sub(OUTPUT_LINES_MAX);
         let detail = ActionDetail {
@@ -282,10 +282,14 @@ impl Performer {
         Ok(())
     }
 
-    async fn read_balancers(&self, gatherer: &Gatherer, instance: &Instance) -> Vec<(usize, BalancerReport)> {
+    async fn read_balancers(
+        &self,
+        gatherer: &Gatherer,
+        instance: &Instance,
+    ) -> Vec<(usize, Look<BalancerReport>)> {
         let mut reports = Vec::new();
         for (index, _) in self.balancers_of(gatherer, instance) {
-            reports.push((index, gatherer.read_balancer(index).await));
+            reports.push((index, gatherer.look_at_balancer(index).await));
         }
         reports
     }

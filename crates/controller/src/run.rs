@@ -2,7 +2,8 @@
 //!
 //! Everything that arrives (an action's end, a look at a host, a balancer's answer, an operator's record, a signal)
 //! comes through one channel or one tick and is absorbed by one task, which owns the log and the world. A look that
-//! was begun before the last change of what it looks at is thrown away when it arrives: it would show the past.
+//! was begun before the last one that was taken in is thrown away when it arrives: it would show the past. A record that was
+//! decided upon is written only where the log still ends as it did then; else it is decided anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use greenlight_interlock::Interlock;
 use greenlight_link::message::Request;
-use greenlight_model::action::Action;
+use greenlight_model::action::{Action, Verb};
 use greenlight_model::decision::{Decision, Outcome, Running, Step, Wait};
 use greenlight_model::fleet::{Environment, Fleet};
 use greenlight_model::host::HostReport;
@@ -24,11 +25,11 @@ use greenlight_store::{Log, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::append::append;
+use crate::append::{append, append_decision};
 use crate::claims;
 use crate::clock;
 use crate::gates::gates;
-use crate::gather::{Gathered, Gatherer};
+use crate::gather::{Gathered, Gatherer, Look};
 use crate::hosts::{HostError, Hosts};
 use crate::perform::{Artifacts, Performed, Performer};
 use crate::prepare::release_facts;
@@ -97,7 +98,7 @@ pub struct Controller {
     progress: ProgressSink,
     gathered: Gathered,
     in_flight: Vec<InFlight>,
-    epochs: Epochs,
+    last_looks: LastLooks,
     looking: BTreeSet<HostName>,
     reading: BTreeSet<usize>,
     renewing: BTreeSet<Instance>,
@@ -109,16 +110,24 @@ pub struct Controller {
 /// per action in flight, one look per host and balancer, one renewal per instance.
 enum Arrival {
     Performed { action: Action, performed: Box<Performed> },
-    Looked { host: HostName, epoch: u64, result: Box<Result<HostReport, HostError>> },
-    Read { index: usize, epoch: u64, report: BalancerReport },
+    Looked { host: HostName, look: Box<Look<Result<HostReport, HostError>>> },
+    Read { index: usize, look: Look<BalancerReport> },
     Renewed { instance: Instance, failed: Option<String> },
 }
 
-/// How often each host and balancer was changed by us.
+/// The number of the look at each host and balancer that was taken in last.
 #[derive(Default)]
-struct Epochs {
+struct LastLooks {
     hosts: BTreeMap<HostName, u64>,
-    traffic: u64,
+    balancers: BTreeMap<usize, u64>,
+}
+
+/// Whether a look is newer than what is there, which it then is.
+fn is_newer<K: Ord>(known: &mut BTreeMap<K, u64>, key: K, number: u64) -> bool {
+    let last = known.entry(key).or_default();
+    let is_newer = number > *last;
+    *last = number.max(*last);
+    is_newer
 }
 
 impl Controller {
@@ -167,7 +176,7 @@ impl Controller {
             progress,
             gathered,
             in_flight: Vec::new(),
-            epochs: Epochs::default(),
+            last_looks: LastLooks::default(),
             looking: BTreeSet::new(),
             reading: BTreeSet::new(),
             renewing: BTreeSet::new(),
@@ -229,15 +238,20 @@ impl Controller {
             }
             match greenlight_planner::decide(&world) {
                 Decision::Note(note) => {
-                    self.append(&RecordBody::Noted { rollout: self.rollout.clone(), note: note.clone() })?;
-                    (self.progress)(Progress::Note(note));
+                    let body = RecordBody::Noted { rollout: self.rollout.clone(), note: note.clone() };
+                    if self.append_decision(&body)? {
+                        (self.progress)(Progress::Note(note));
+                    }
                 }
                 Decision::End(outcome) => {
-                    self.append(&RecordBody::RolloutEnded {
+                    let body = RecordBody::RolloutEnded {
                         rollout: self.rollout.clone(),
                         outcome: outcome.clone(),
                         running: self.running(&world),
-                    })?;
+                    };
+                    if !self.append_decision(&body)? {
+                        continue;
+                    }
                     (self.progress)(Progress::Ended(outcome.clone()));
                     return Ok(Some(Ended::Outcome(outcome)));
                 }
@@ -247,7 +261,9 @@ impl Controller {
                         (self.progress)(Progress::Waits(waits.clone()));
                         return Ok(Some(Ended::Held(waits)));
                     }
-                    self.begin(&world, steps)?;
+                    if !self.begin(&world, steps)? {
+                        continue;
+                    }
                     if waits != self.last_waits {
                         (self.progress)(Progress::Waits(waits.clone()));
                         self.last_waits = waits;
@@ -259,8 +275,9 @@ impl Controller {
     }
 
     /// Begins every step that the interlock permits. A refusal means that planner and interlock disagree, which only
-    /// a person can settle: the rollout holds and says so.
-    fn begin(&mut self, world: &World, steps: Vec<Step>) -> Result<(), RunError> {
+    /// a person can settle: the rollout holds and says so. False when somebody else wrote to the log meanwhile, so that it
+    /// is to be decided anew.
+    fn begin(&mut self, world: &World, steps: Vec<Step>) -> Result<bool, RunError> {
         let mut interlock = Interlock::new(world);
         for Step { action, why } in steps {
             if let Err(violation) = interlock.permit(&action) {
@@ -269,19 +286,26 @@ impl Controller {
                 let why =
                     format!("the interlock refused to {} {}: {sentence}", action.verb(), action.instance());
                 self.append(&RecordBody::Noted { rollout: self.rollout.clone(), note: Note::Hold { why } })?;
-                return Ok(());
+                return Ok(true);
             }
-            interlock.begin(&action);
-            self.append(&RecordBody::ActionStarted {
+            if action.verb() == Verb::Unclaim && self.renewing.contains(action.instance()) {
+                // A renewal that the host takes up after it would claim it anew. It is decided again when that has ended.
+                continue;
+            }
+            let body = RecordBody::ActionStarted {
                 rollout: self.rollout.clone(),
                 action: action.clone(),
                 why: why.clone(),
-            })?;
+            };
+            if !self.append_decision(&body)? {
+                return Ok(false);
+            }
+            interlock.begin(&action);
             (self.progress)(Progress::Started { action: action.clone(), why });
             self.in_flight.push(InFlight { action: action.clone(), since: clock::now() });
             self.spawn(action);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The generation that the rollout uses on an instance now: another one when it goes back.
@@ -309,18 +333,14 @@ impl Controller {
     fn absorb(&mut self, arrival: Arrival) -> Result<(), RunError> {
         match arrival {
             Arrival::Performed { action, performed } => self.finish(action, *performed),
-            Arrival::Looked { host, epoch, result } => {
+            Arrival::Looked { host, look } => {
                 self.looking.remove(&host);
-                if self.epochs.hosts.get(&host).copied().unwrap_or_default() == epoch {
-                    self.saw(&host, *result);
-                }
+                self.saw(&host, *look);
                 Ok(())
             }
-            Arrival::Read { index, epoch, report } => {
+            Arrival::Read { index, look } => {
                 self.reading.remove(&index);
-                if self.epochs.traffic == epoch {
-                    self.gathered.traffic[index] = report;
-                }
+                self.read(index, look);
                 Ok(())
             }
             Arrival::Renewed { instance, failed } => {
@@ -335,15 +355,11 @@ impl Controller {
 
     fn finish(&mut self, action: Action, performed: Performed) -> Result<(), RunError> {
         self.in_flight.retain(|in_flight| in_flight.action != action);
-        if let Some(result) = performed.host {
-            *self.epochs.hosts.entry(action.host().clone()).or_default() += 1;
-            self.saw(action.host(), result);
+        if let Some(look) = performed.host {
+            self.saw(action.host(), look);
         }
-        if !performed.traffic.is_empty() {
-            self.epochs.traffic += 1;
-            for (index, report) in performed.traffic {
-                self.gathered.traffic[index] = report;
-            }
+        for (index, look) in performed.traffic {
+            self.read(index, look);
         }
         self.append(&RecordBody::ActionFinished {
             rollout: self.rollout.clone(),
@@ -360,10 +376,19 @@ impl Controller {
         Ok(())
     }
 
-    fn saw(&mut self, host: &HostName, result: Result<HostReport, HostError>) {
+    fn read(&mut self, index: usize, look: Look<BalancerReport>) {
+        if is_newer(&mut self.last_looks.balancers, index, look.number) {
+            self.gathered.traffic[index] = look.seen;
+        }
+    }
+
+    fn saw(&mut self, host: &HostName, look: Look<Result<HostReport, HostError>>) {
+        if !is_newer(&mut self.last_looks.hosts, host.clone(), look.number) {
+            return;
+        }
         let observation = self.gathered.inventory.entry(host.clone()).or_default();
         let was_reachable = observation.unreachable.is_none();
-        match result {
+        match look.seen {
             Ok(report) => {
                 observation.report = Some((clock::now(), report));
                 observation.unreachable = None;
@@ -396,10 +421,9 @@ impl Controller {
             for index in 0..self.gatherer.balancers().len() {
                 if self.reading.insert(index) {
                     let (gatherer, arrivals) = (Arc::clone(&self.gatherer), self.arrivals.0.clone());
-                    let epoch = self.epochs.traffic;
                     tokio::spawn(async move {
-                        let report = gatherer.read_balancer(index).await;
-                        let _ = arrivals.send(Arrival::Read { index, epoch, report });
+                        let look = gatherer.look_at_balancer(index).await;
+                        let _ = arrivals.send(Arrival::Read { index, look });
                     });
                 }
             }
@@ -408,11 +432,10 @@ impl Controller {
             for host in self.environment.service_hosts() {
                 if self.looking.insert(host.clone()) {
                     let (gatherer, arrivals) = (Arc::clone(&self.gatherer), self.arrivals.0.clone());
-                    let (epoch, known) =
-                        (self.epochs.hosts.get(&host).copied().unwrap_or_default(), self.known(&host));
+                    let known = self.known(&host);
                     tokio::spawn(async move {
-                        let result = Box::new(gatherer.observe(&host, &known).await);
-                        let _ = arrivals.send(Arrival::Looked { host, epoch, result });
+                        let look = Box::new(gatherer.look_at_host(&host, &known).await);
+                        let _ = arrivals.send(Arrival::Looked { host, look });
                     });
                 }
             }
@@ -432,7 +455,7 @@ impl Controller {
             .keys()
             .filter(|instance| {
                 let claim = self.gathered.report(instance).and_then(|report| report.ledger.claim.as_ref());
-                claim.is_some_and(|claim| claim.rollout == self.rollout)
+                claim.is_some_and(|claim| claim.rollout == self.rollout) && !self.is_given_back(instance)
             })
             .cloned()
             .collect();
@@ -489,6 +512,16 @@ impl Controller {
     fn running(&self, world: &World) -> Running {
         let linked = |instance: &Instance| self.gathered.report(instance).and_then(|report| report.linked);
         world.rollout.plan.baseline.keys().map(|instance| (instance.clone(), linked(instance))).collect()
+    }
+
+    /// Whether the claim of an instance is being given back.
+    fn is_given_back(&self, instance: &Instance) -> bool {
+        let mut begun = self.in_flight.iter().map(|in_flight| &in_flight.action);
+        begun.any(|action| action.verb() == Verb::Unclaim && action.instance() == instance)
+    }
+
+    fn append_decision(&mut self, body: &RecordBody) -> Result<bool, RunError> {
+        Ok(append_decision(&mut self.log, &self.by, body)?)
     }
 
     fn append(&mut self, body: &RecordBody) -> Result<(), RunError> {
