@@ -1,9 +1,10 @@
-//! Running a release's migration on this host, once per rollout as the controller decides.
+//! Running a release's migration on this host, once: where the ledger knows that it ran, it is not run again, and where it
+//! was begun and its end is not known, neither.
 
 use greenlight_model::Timestamp;
 use greenlight_model::action::Blame;
 use greenlight_model::fleet::Migration;
-use greenlight_model::host::{InstanceSpec, LedgerEvent, ReleaseMark};
+use greenlight_model::host::{InstanceSpec, LedgerEvent, MigrationTrace, ReleaseMark};
 use greenlight_model::id::RolloutId;
 
 use crate::account::Account;
@@ -28,6 +29,18 @@ pub(crate) fn migrate(
     let _change = Change::begin(&layout, &format!("migrating to {}", mark.label))?;
     let ledger = ledger::load(&layout)?;
     ledger::check_claim(&ledger, rollout, Timestamp::now())?;
+    match ledger.migration(mark.id) {
+        Some(MigrationTrace::Done) => return Ok(()),
+        // A request that arrives twice, or is sent twice by two controllers, runs it once.
+        Some(MigrationTrace::Begun) => {
+            return Err(host(format!(
+                "the migration of {} was begun here before, and how it ended is not known; it is never run twice: look at the \
+                 database, then abort",
+                mark.label
+            )));
+        }
+        Some(MigrationTrace::Failed) | None => {}
+    }
     let directory = layout.release(mark.id);
     let mut account = None;
     let mut variables = plan::base_variables(spec, mark);

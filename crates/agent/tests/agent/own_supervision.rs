@@ -498,12 +498,14 @@ fn releases_that_nothing_needs_are_pruned() {
 fn migrations_commands_and_logs() {
     let mut host = Host::new();
     let spec = host.spec();
-    let v1 = release_of("v1", &[("bin/migrate", "#!/bin/sh\n"), ("VERSION", "v1")]);
+    let files = |label| [("bin/migrate", "#!/bin/sh\n"), ("VERSION", label)];
+    let (v1, v2) = (release_of("v1", &files("v1")), release_of("v2", &files("v2")));
     host.claim(&spec, ROLLOUT, 1).unwrap();
     host.stage(&spec, &v1).unwrap();
-    let migrate = |script: &str, timeout| Request::Migrate {
+    host.stage(&spec, &v2).unwrap();
+    let migrate = |release: &crate::support::Release, script: &str, timeout| Request::Migrate {
         spec: spec.clone(),
-        release: v1.mark.clone(),
+        release: release.mark.clone(),
         migration: greenlight_model::fleet::Migration {
             argv: ["sh", "-c", script].map(str::to_owned).into(),
             timeout,
@@ -511,21 +513,33 @@ fn migrations_commands_and_logs() {
         rollout: ROLLOUT.parse().unwrap(),
     };
     let long = Duration::from_secs(30);
-    host.ask(migrate("cat VERSION; echo; echo to $GREENLIGHT_RELEASE", long)).unwrap();
+    let whole = migrate(&v1, "cat VERSION; echo; echo to $GREENLIGHT_RELEASE", long);
+    host.ask(whole.clone()).unwrap();
     let lines: Vec<String> = host.events.iter().filter_map(line_of).collect();
     assert_eq!(lines, ["v1".to_owned(), format!("to {}", v1.mark.id)]);
-    let trace = |host: &mut Host| host.observe(&spec).ledger.migration(v1.mark.id);
-    assert_eq!(trace(&mut host), Some(MigrationTrace::Done));
-    let error = host.ask(migrate("echo column exists >&2; exit 4", long)).unwrap_err();
+    let trace = |host: &mut Host, release: &crate::support::Release| {
+        host.observe(&spec).ledger.migration(release.mark.id)
+    };
+    assert_eq!(trace(&mut host, &v1), Some(MigrationTrace::Done));
+    host.ask(whole).unwrap();
+    assert_eq!(
+        host.events.iter().filter_map(line_of).count(),
+        0,
+        "it runs once, however often it is asked for"
+    );
+
+    let error = host.ask(migrate(&v2, "echo column exists >&2; exit 4", long)).unwrap_err();
     assert!(error.message.contains("exit status 4") && error.output == ["column exists"], "{error:?}");
-    let error = host.ask(migrate("echo slowly; sleep 600", Duration::from_millis(300))).unwrap_err();
+    let error = host.ask(migrate(&v2, "echo slowly; sleep 600", Duration::from_millis(300))).unwrap_err();
     assert!(error.message.contains("300ms") && error.output == ["slowly"], "{error:?}");
-    assert_eq!(trace(&mut host), Some(MigrationTrace::Failed));
-    let id = host.send(migrate("echo begun; sleep 600", long));
+    assert_eq!(trace(&mut host, &v2), Some(MigrationTrace::Failed));
+    let id = host.send(migrate(&v2, "echo begun; sleep 600", long));
     while !matches!(host.next(id), Ok(Event::Line { .. })) {}
-    assert_eq!(trace(&mut host), Some(MigrationTrace::Begun), "written before it runs");
+    assert_eq!(trace(&mut host, &v2), Some(MigrationTrace::Begun), "written before it runs");
     host.reconnect();
-    assert_eq!(trace(&mut host), Some(MigrationTrace::Begun), "how far it came is not known");
+    assert_eq!(trace(&mut host, &v2), Some(MigrationTrace::Begun), "how far it came is not known");
+    let error = host.ask(migrate(&v2, "echo again", long)).unwrap_err();
+    assert!(error.message.contains("how it ended is not known"), "{error:?}");
 
     let exec = |script: &str| Request::Exec {
         argv: ["sh", "-c", script].map(str::to_owned).into(),
