@@ -57,7 +57,7 @@ backend web
 ";
 
 /// Points in a run that nobody asked for more of, over both beds.
-const POINTS: usize = 64;
+const POINTS: usize = 62;
 /// Of these so many at least must have been passed: the last boundaries of a rollout come and go with its looks.
 const REACHED_MIN: usize = 60;
 /// Beds among which the points are dealt.
@@ -77,6 +77,48 @@ fn killed_at_each_boundary_and_gone_on_with_1_of_2() {
 #[test]
 fn killed_at_each_boundary_and_gone_on_with_2_of_2() {
     table(1);
+}
+
+/// A controller that stood still while another one went on, and then wakes: its machine was suspended, say.
+#[test]
+fn a_controller_that_wakes_late_changes_nothing() {
+    let bed = bed("late");
+    let haproxy = haproxy(&bed);
+    let mut table = Table::begin(&bed, &haproxy);
+    for (sleeps_at, ways) in [
+        // It wakes with a decision that was right when it was made.
+        ("before the record that drain of web1/web began", &["abort"][..]),
+        // It wakes with a message to a host that has seen a later generation by now.
+        ("after the record that activate of web1/web began", &["resume", "deploy"]),
+        ("after the record that confirm of web1/web began", &["abort"]),
+    ] {
+        let old = table.version();
+        let new = table.release();
+        let mut late = table.site.begin_with(&["deploy", "production"], |command| {
+            command.env("GREENLIGHT_STOP_AT", sleeps_at);
+        });
+        late.wait_for("stopped at boundary");
+        let mut all_on = old.clone();
+        for way in ways {
+            // The next release is built where the project is; the other copy has the same records and releases.
+            let arguments =
+                if *way == "deploy" { vec!["deploy", "production", &old] } else { vec![*way, "production"] };
+            let code = i32::from(*way == "abort");
+            table.elsewhere(&arguments).exits(code);
+            all_on.clone_from(match *way {
+                "resume" => &new,
+                _ => &old,
+            });
+        }
+        table.are_on(&all_on);
+        late.signal("CONT");
+        let late = late.end_within(ROLLOUT_DEADLINE);
+        assert!(late.code.is_some(), "{late}");
+        table.are_on(&all_on);
+        table.load.wait_for(20, DEADLINE).unwrap();
+        let report = table.load.report();
+        assert_eq!(report.failed, 0, "{sleeps_at}: {:#?}\n{late}", report.reasons);
+    }
 }
 
 /// Who goes on, and where to.
@@ -129,12 +171,19 @@ struct Table<'a> {
     rows: Vec<Row>,
 }
 
-fn table(part: usize) {
-    let bed =
-        Bed::builder(&format!("kill{part}")).hosts(HOSTS, Init::None).host("lb", Init::None).up().unwrap();
+fn bed(name: &str) -> Bed {
+    Bed::builder(name).hosts(HOSTS, Init::None).host("lb", Init::None).up().unwrap()
+}
+
+fn haproxy(bed: &Bed) -> HaProxy {
     let servers: String =
         HOSTS.iter().map(|name| format!("    server {name} {}:{PORT}\n", bed.host(name).address())).collect();
-    let haproxy = bed.haproxy("lb", &format!("{BALANCER}{servers}")).unwrap();
+    bed.haproxy("lb", &format!("{BALANCER}{servers}")).unwrap()
+}
+
+fn table(part: usize) {
+    let bed = bed(&format!("kill{part}"));
+    let haproxy = haproxy(&bed);
     let mut table = Table::begin(&bed, &haproxy);
     let all = table.count();
     let points = points(&all).into_iter().skip(part).step_by(BEDS);
@@ -263,13 +312,11 @@ impl<'a> Table<'a> {
 
     /// Resumes or aborts what was left. The way that it was, and the release that all hosts must be on.
     fn go_on(&self, way: Way, old: &str, new: &str) -> (String, String) {
-        let elsewhere = self.elsewhere.path();
-        let begun = self.site.begin_with(&[way.command(), "production"], |command| {
-            if way.is_elsewhere() {
-                command.current_dir(elsewhere);
-            }
-        });
-        let ended = begun.end_within(ROLLOUT_DEADLINE);
+        let arguments = [way.command(), "production"];
+        let ended = match way.is_elsewhere() {
+            true => self.elsewhere(&arguments),
+            false => self.site.begin(&arguments).end_within(ROLLOUT_DEADLINE),
+        };
         if ended.code == Some(2) && ended.stderr.contains("no rollout of production is open") {
             // It died before the rollout was recorded, or after its end was.
             return (format!("{}: none open", way.name()), self.version());
@@ -277,6 +324,14 @@ impl<'a> Table<'a> {
         let (code, release) = if way.command() == "resume" { (0, new) } else { (1, old) };
         ended.exits(code);
         (way.name().to_owned(), release.to_owned())
+    }
+
+    /// Runs a command in the other copy of the project.
+    fn elsewhere(&self, arguments: &[&str]) -> support::Ended {
+        let begun = self.site.begin_with(arguments, |command| {
+            command.current_dir(self.elsewhere.path());
+        });
+        begun.end_within(ROLLOUT_DEADLINE)
     }
 
     fn release(&mut self) -> String {
