@@ -160,10 +160,8 @@ fn get(port: Option<u16>, path: &str) -> Result<String, String> {
         .get(format!("http://127.0.0.1:{port}{slash}{path}"))
         .call()
         .map_err(|error| format!("GET {path} on port {port} failed: {}", with_sources(&error)))?;
-    let status = response.status();
-    if !status.is_success() {
-        return Err(format!("GET {path} on port {port} answered {}", status.as_u16()));
-    }
+    // The whole answer is read, also of one that is no success: a server that writes to a closed connection complains in
+    // its log, just where somebody will look for what is wrong.
     let mut body = Vec::new();
     response
         .body_mut()
@@ -171,6 +169,10 @@ fn get(port: Option<u16>, path: &str) -> Result<String, String> {
         .take(ANSWER_BYTES_MAX)
         .read_to_end(&mut body)
         .map_err(|error| format!("GET {path} on port {port} broke off: {error}"))?;
+    let status = response.status();
+    if !status.is_success() {
+        return Err(format!("GET {path} on port {port} answered {}", status.as_u16()));
+    }
     Ok(String::from_utf8_lossy(&body).into_owned())
 }
 

@@ -233,6 +233,9 @@ pub(crate) struct Operator {
 pub(crate) struct Resume {
     #[command(flatten)]
     pub(crate) operator: Operator,
+    /// The migration of this service, whose end greenlight does not know, is done: somebody looked at the database.
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) migration_done: Vec<ServiceName>,
 }
 
 #[derive(Debug, Args)]

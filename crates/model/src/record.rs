@@ -20,7 +20,7 @@ use crate::rollout::{
 use crate::world::InFlight;
 
 /// The version of the records that this build writes. It reads every version before. Version 2 brought
-/// [`RecordBody::RolloutAdopted`].
+/// [`RecordBody::RolloutAdopted`] and [`RecordBody::MigrationDone`].
 pub const RECORD_VERSION: u32 = 2;
 
 /// One entry of the log.
@@ -95,6 +95,15 @@ pub enum RecordBody {
         /// What.
         request: OperatorRequest,
         /// Why, in the operator's words.
+        why: String,
+    },
+    /// A person has looked at the database: a migration whose end was not known is done.
+    MigrationDone {
+        /// In which rollout.
+        rollout: RolloutId,
+        /// Of which service.
+        service: ServiceName,
+        /// How that is known, in the person's words.
         why: String,
     },
     /// A rollout ended.
@@ -196,6 +205,9 @@ impl History {
             }
             RecordBody::OperatorAsked { rollout, request, why } => {
                 ask(self.open_mut(rollout)?, *request, why, record);
+            }
+            RecordBody::MigrationDone { rollout, service, .. } => {
+                self.open_mut(rollout)?.migrations.insert(service.clone(), MigrationState::Done);
             }
             RecordBody::RolloutEnded { rollout, outcome, running } => {
                 let open = self.open_mut(rollout)?;

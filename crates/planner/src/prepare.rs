@@ -296,16 +296,19 @@ fn migration(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> Opti
             Some(Decision::Note(Note::TurnBack { why, bad: guilty(view) }))
         }
         _ if has_migrated(view, service, release, MigrationTrace::Done) => None,
-        Some(MigrationState::Begun) => Some(unknown_end(&title)),
-        None if has_migrated(view, service, release, MigrationTrace::Begun) => Some(unknown_end(&title)),
+        Some(MigrationState::Begun) => Some(unknown_end(view, service, &title)),
+        None if has_migrated(view, service, release, MigrationTrace::Begun) => {
+            Some(unknown_end(view, service, &title))
+        }
         None => Some(run_migration(view, service, release, &title)),
     }
 }
 
-fn unknown_end(title: &str) -> Decision {
+fn unknown_end(view: &View<'_>, service: &ServiceName, title: &str) -> Decision {
+    let environment = &view.world.environment.name;
     Decision::Note(Note::Hold {
         why: format!(
-            "the migration of {title} was begun and how it ended is not known; it is never run twice: look at the database, then abort"
+            "the migration of {title} was begun and how it ended is not known; it is never run twice. Look at the database; if it is done, go on with `greenlight resume {environment} --migration-done {service}`, else mend it and go back with `greenlight abort {environment}`"
         ),
     })
 }

@@ -106,6 +106,7 @@ fn of(body: &RecordBody) -> Option<&RolloutId> {
         | RecordBody::ActionFinished { rollout, .. }
         | RecordBody::Noted { rollout, .. }
         | RecordBody::OperatorAsked { rollout, .. }
+        | RecordBody::MigrationDone { rollout, .. }
         | RecordBody::RolloutEnded { rollout, .. } => Some(rollout),
     }
 }
@@ -138,6 +139,10 @@ fn line(body: &RecordBody, title: impl Fn(ReleaseId) -> String) -> Option<String
                 if why.is_empty() { String::new() } else { format!(": {why}") }
             )
         }
+        RecordBody::MigrationDone { service, why, .. } => format!(
+            "a person saw that the migration of {service} is done{}",
+            if why.is_empty() { String::new() } else { format!(": {why}") }
+        ),
         RecordBody::RolloutEnded { outcome, .. } => describe::outcome(outcome),
         RecordBody::ActionStarted { .. } | RecordBody::ReleaseMarked { .. } => return None,
     })

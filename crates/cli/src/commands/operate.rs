@@ -2,9 +2,9 @@
 //! drives the rollout reads it. Where none does, `resume` and `abort` become the controller themselves.
 
 use greenlight_controller::{ControllerLease, LeaseError};
-use greenlight_model::id::{EnvironmentName, RolloutId};
+use greenlight_model::id::{EnvironmentName, RolloutId, ServiceName};
 use greenlight_model::record::RecordBody;
-use greenlight_model::rollout::{OperatorRequest, Rollout};
+use greenlight_model::rollout::{MigrationState, OperatorRequest, Rollout};
 use greenlight_store::Log;
 use serde_json::json;
 
@@ -29,17 +29,18 @@ pub(crate) fn hold(global: &Global, operator: &Operator, printer: &Printer) -> R
 }
 
 pub(crate) fn resume(global: &Global, resume: &Resume, printer: &Printer) -> Result<Exit, Failure> {
-    take_over(global, &resume.operator, OperatorRequest::Resume, printer)
+    take_over(global, &resume.operator, OperatorRequest::Resume, &resume.migration_done, printer)
 }
 
 pub(crate) fn abort(global: &Global, abort: &Abort, printer: &Printer) -> Result<Exit, Failure> {
-    take_over(global, &abort.operator, OperatorRequest::Abort, printer)
+    take_over(global, &abort.operator, OperatorRequest::Abort, &[], printer)
 }
 
 fn take_over(
     global: &Global,
     operator: &Operator,
     request: OperatorRequest,
+    migrations_done: &[ServiceName],
     printer: &Printer,
 ) -> Result<Exit, Failure> {
     let project = Project::open(global, printer)?;
@@ -50,6 +51,9 @@ fn take_over(
         None => adopt::take_over(&project, environment, &mut log, request, printer)?
             .ok_or_else(|| none_is_open(&operator.environment))?,
     };
+    for service in migrations_done {
+        settle(&project, &mut log, &rollout, service, &operator.reason)?;
+    }
     ask(&project, &mut log, &rollout, request, &operator.reason)?;
     match ControllerLease::take(&project.state_directory()?, &operator.environment) {
         Ok(lease) => {
@@ -70,6 +74,36 @@ fn take_over(
         }
         Err(error) => Err(Failure::from_error(Exit::Failed, &error)),
     }
+}
+
+/// Records that a migration is done, which only makes sense where that is not known.
+fn settle(
+    project: &Project,
+    log: &mut Log,
+    rollout: &RolloutId,
+    service: &ServiceName,
+    why: &str,
+) -> Result<(), Failure> {
+    let folded = log.history().rollouts.get(rollout);
+    match folded.and_then(|folded| folded.migrations.get(service)) {
+        Some(MigrationState::Begun) => {}
+        Some(MigrationState::Done) => return Ok(()),
+        Some(MigrationState::Failed) => {
+            return Err(Failure::usage(format!(
+                "the migration of {service} failed in {rollout}, so it is not done"
+            ))
+            .help("go back, mend it, and deploy again"));
+        }
+        // Another rollout of the same release began it: this one holds for that.
+        None if folded
+            .is_some_and(|folded| folded.held.is_some() && folded.plan.targets.contains_key(service)) => {}
+        None => {
+            return Err(Failure::usage(format!("no migration of {service} was begun in {rollout}"))
+                .help("see what it waits for: greenlight status"));
+        }
+    }
+    let (rollout, service, why) = (rollout.clone(), service.clone(), why.to_owned());
+    append(project, log, &RecordBody::MigrationDone { rollout, service, why })
 }
 
 /// The rollout of the environment that has not ended.

@@ -172,5 +172,9 @@ pub(crate) fn find(depot: &Depot, services: &[&ServiceName], text: &str) -> Resu
                 .help(format!("say {}", known.join(" or "))));
         }
     };
-    depot.find(service, name).map_err(|error| Failure::from_error(Exit::Usage, &error))
+    depot.find(service, name).map_err(|error| {
+        Failure::from_error(Exit::Usage, &error).help(format!(
+            "`greenlight releases {service}` lists what was built; `greenlight build {service} --commit REVISION` makes one"
+        ))
+    })
 }

@@ -84,6 +84,7 @@ impl Site {
                 directory.display(),
                 path.display()
             ))
+            .help("`greenlight demo --keep` prints its directory, and the command that stops it")
         })?;
         let router: RouterProcess = serde_json::from_str(&text)
             .map_err(|error| Failure::usage(format!("{} is not a demo's: {error}", path.display())))?;

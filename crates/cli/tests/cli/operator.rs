@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::site::Site;
+use crate::site::{RING, Site};
 
 const V1: Option<&str> = Some("v1");
 const V2: Option<&str> = Some("v2");
@@ -156,6 +156,52 @@ fn a_controller_that_was_killed_is_taken_over() {
             serde_json::Value::Null
         );
     }
+}
+
+/// What began a migration and died does not know how it ended; a person can say.
+#[test]
+fn a_migration_whose_end_is_unknown_is_settled_by_a_person() {
+    let site = Site::new(&RING.replace(
+        "[service.hello.process.web]",
+        "migrate = { run = \"sh migrate.sh\" }\n\n[service.hello.process.web]",
+    ));
+    let script = format!(
+        "while [ -e '{0}/slow' ]; do : > '{0}/migrating'; sleep 0.05; done\n",
+        site.directory.display()
+    );
+    site.write("migrate.sh", &script);
+    site.commit("v1");
+    site.run(&["deploy", "staging"]).exits(0);
+    site.commit("v2");
+    site.write("slow", "");
+    let deploying = site.start(&["deploy", "staging"]);
+    crate::site::wait_until("it migrates", || site.path("migrating").exists());
+    deploying.signal(Signal::KILL);
+    assert_eq!(deploying.end().code, None);
+    // Its host goes down as well: an agent that lives would see the migration to its end, and its ledger would say so.
+    for (pid, line) in site.processes() {
+        if line.contains("agent serve") || line.contains("migrate.sh") {
+            rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL)
+                .unwrap();
+        }
+    }
+    std::fs::remove_file(site.path("slow")).unwrap();
+    site.run(&["resume", "staging"]).exits(3).says(&[
+        "how it ended is not known",
+        "greenlight resume staging --migration-done hello",
+        "greenlight abort staging",
+    ]);
+    site.runs("staging", &[("one/hello", V1), ("two/hello", V1)]);
+    site.run(&["resume", "staging", "--migration-done", "helo"])
+        .exits(2)
+        .says(&["no migration of helo was begun"]);
+    let resumed = ["resume", "staging", "--migration-done", "hello", "--reason", "version table says 2"];
+    site.run(&resumed).exits(0).says(&["DONE"]);
+    site.runs("staging", &[("one/hello", V2), ("two/hello", V2)]);
+    let id = site.run(&["history", "staging", "--json"]).json()["rollouts"][0]["plan"]["id"].clone();
+    site.run(&["history", "--rollout", id.as_str().unwrap()])
+        .exits(0)
+        .says(&["a person saw that the migration of hello is done: version table says 2"]);
 }
 
 #[test]

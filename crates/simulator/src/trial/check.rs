@@ -125,8 +125,10 @@ impl Trial<'_> {
     /// A record has been written.
     pub(super) fn recorded(&mut self, body: &RecordBody) {
         match body {
-            // Every controller here shares the log, so that none adopts anything.
-            RecordBody::ReleaseMarked { .. } | RecordBody::RolloutAdopted { .. } => {}
+            // Every controller here shares the log, so that none adopts anything; nobody settles a migration by hand.
+            RecordBody::ReleaseMarked { .. }
+            | RecordBody::RolloutAdopted { .. }
+            | RecordBody::MigrationDone { .. } => {}
             RecordBody::RolloutStarted { plan, .. } => self.started(plan),
             RecordBody::ActionStarted { rollout, action, .. } => self.action_started(rollout, action),
             RecordBody::ActionFinished { rollout, action, result, .. } => {

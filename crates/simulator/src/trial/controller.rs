@@ -626,6 +626,9 @@ pub(super) fn show(body: &RecordBody) -> String {
         RecordBody::RolloutStarted { plan, .. } => {
             format!("{} starts, generation {}", plan.id, plan.generation)
         }
+        RecordBody::MigrationDone { service, .. } => {
+            format!("the migration of {service} is done, somebody says")
+        }
         RecordBody::RolloutAdopted { charter, .. } => format!("{} is adopted", charter.plan.id),
         RecordBody::ActionStarted { action, .. } => match action.release() {
             Some(release) => {
