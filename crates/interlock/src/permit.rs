@@ -30,6 +30,8 @@ pub struct Interlock<'w> {
     migrating: Option<Instance>,
     /// Per service how many serve and are not being taken out; counted when first asked for.
     serving: BTreeMap<ServiceName, OnceCell<usize>>,
+    /// Per service how many served before the rollout; counted when first asked for.
+    served_before: BTreeMap<ServiceName, OnceCell<usize>>,
     red: OnceCell<Option<Red>>,
     unproven: OnceCell<BTreeMap<&'w ServiceName, &'w Instance>>,
 }
@@ -59,12 +61,13 @@ impl<'w> Interlock<'w> {
     /// The interlock for this world, with what is in flight in it.
     #[must_use]
     pub fn new(world: &'w World) -> Self {
-        let services = world.environment.hosts.keys();
+        let services = || world.environment.hosts.keys().map(|service| (service.clone(), OnceCell::new()));
         let mut interlock = Self {
             world,
             begun: HashMap::new(),
             migrating: None,
-            serving: services.map(|service| (service.clone(), OnceCell::new())).collect(),
+            serving: services().collect(),
+            served_before: services().collect(),
             red: OnceCell::new(),
             unproven: OnceCell::new(),
         };
@@ -120,6 +123,24 @@ impl<'w> Interlock<'w> {
             all.filter(|instance| !self.is_out(instance) && self.world.serves(instance)).count()
         };
         self.serving.get(service).map_or(0, |serving| *serving.get_or_init(count))
+    }
+
+    /// How many instances of a service must serve. On the way back no more can be asked than what served before: where
+    /// nothing ran, nothing has to go on running.
+    fn floor(&self, instance: &Instance) -> usize {
+        let service = &instance.service;
+        let floor = self.world.floor(service);
+        if !is_going_back(self.world, instance) {
+            return floor;
+        }
+        let count = || {
+            let baseline = &self.world.rollout.plan.baseline;
+            let all = self.world.environment.instances_of(service);
+            // Of instances that are not part of the rollout only those that serve were there to serve before.
+            all.filter(|one| baseline.get(one).map_or_else(|| self.world.serves(one), Option::is_some))
+                .count()
+        };
+        floor.min(self.served_before.get(service).map_or(0, |served| *served.get_or_init(count)))
     }
 
     /// The first wave that is red.
@@ -408,7 +429,7 @@ fn capacity(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
     let service = &instance.service;
     let others = usize::from(!interlock.is_out(instance));
     let remaining = interlock.serving(service).saturating_sub(others);
-    let floor = floor(world, instance);
+    let floor = interlock.floor(instance);
     (remaining < floor).then(|| {
         format!(
             "without {instance}, {remaining} instances of {service} would serve, and the floor is {floor}"
@@ -429,22 +450,6 @@ fn first_red(world: &World) -> Option<Red> {
 
 fn takes_out(action: &Action) -> bool {
     matches!(action.verb(), Verb::Drain | Verb::Activate | Verb::Deactivate)
-}
-
-/// On the way back no more can be asked than what served before: where nothing ran, nothing has to go on running.
-fn floor(world: &World, instance: &Instance) -> usize {
-    let floor = world.floor(&instance.service);
-    if !is_going_back(world, instance) {
-        return floor;
-    }
-    let baseline = &world.rollout.plan.baseline;
-    // Of instances that are not part of the rollout only those that serve were there to serve before.
-    let served_before = world
-        .environment
-        .instances_of(&instance.service)
-        .filter(|other| baseline.get(other).map_or_else(|| world.serves(other), Option::is_some))
-        .count();
-    floor.min(served_before)
 }
 
 /// Whether an instance of an earlier wave still is what the wave was to make of it.

@@ -25,14 +25,15 @@ pub(crate) struct GoneBack<'v, 'a> {
 }
 
 impl GoneBack<'_, '_> {
-    /// How many instances of a service will not serve again by what this rollout does: they could not go back, ran
+    /// How many instances of each service will not serve again by what this rollout does: they could not go back, ran
     /// nothing before, or do not serve though nothing is left to be done for them.
-    pub(crate) fn lost(all: &[GoneBack<'_, '_>], service: &ServiceName) -> usize {
+    pub(crate) fn lost<'s>(all: &'s [GoneBack<'_, '_>]) -> BTreeMap<&'s ServiceName, usize> {
+        let mut lost = BTreeMap::new();
         all.iter()
-            .filter(|gone| gone.facts.instance.service == *service)
             .filter(|gone| !gone.facts.serves || gone.facts.is_drained)
             .filter(|gone| matches!(gone.stand, Stand::Failed(_) | Stand::Complete))
-            .count()
+            .for_each(|gone| *lost.entry(&gone.facts.instance.service).or_default() += 1);
+        lost
     }
 }
 
@@ -81,6 +82,7 @@ pub(crate) fn stands<'v, 'a>(
 fn settle(all: &[GoneBack<'_, '_>], rooms: &mut Rooms<'_>, moves: &mut Moves) -> BTreeMap<Instance, String> {
     let incoming: BTreeSet<&ServiceName> =
         all.iter().filter(|gone| is_coming_in(gone)).map(|gone| &gone.facts.instance.service).collect();
+    let lost = GoneBack::lost(all);
     let mut given_up = BTreeMap::new();
     for GoneBack { facts, stand } in all {
         let instance = facts.instance;
@@ -95,7 +97,7 @@ fn settle(all: &[GoneBack<'_, '_>], rooms: &mut Rooms<'_>, moves: &mut Moves) ->
             Stand::TakeOut(step) => match rooms.take(facts, true) {
                 Ok(()) => moves.step(step.action.clone(), step.why.clone()),
                 Err(wait) => {
-                    let lost = GoneBack::lost(all, &instance.service);
+                    let lost = lost.get(&instance.service).copied().unwrap_or(0);
                     match rooms.is_hopeless(instance, lost, true) {
                         Some(why) => {
                             given_up.insert(instance.clone(), why);

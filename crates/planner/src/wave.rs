@@ -82,6 +82,7 @@ fn work<'a>(
     }
     // What left-out instances cannot give back to capacity decides whether a floor can still be kept.
     let gone_back = back::stands(view, |facts| facts.is_left_out);
+    let lost = GoneBack::lost(&gone_back);
     for (facts, stand) in stands {
         match stand {
             Stand::Step(step) => moves.step(step.action, step.why),
@@ -93,7 +94,7 @@ fn work<'a>(
                     moves.step(step.action, format!("{}; {serving} serve on, floor {floor}", step.why));
                 }
                 Err(wait) => {
-                    let lost = GoneBack::lost(&gone_back, &facts.instance.service);
+                    let lost = lost.get(&facts.instance.service).copied().unwrap_or(0);
                     match rooms.is_hopeless(facts.instance, lost, false) {
                         Some(why) => failures.push(GivenUp { instance: facts.instance, why }),
                         None => moves.wait(wait),
