@@ -1,7 +1,7 @@
 //! `cargo xtask bench planner`: what a decision costs, and whether it grows faster than the fleet.
 //!
-//! Each fleet is brought to the middle of its rollout by the simulator; then every decision up to the end of the next wave
-//! is measured, and the dearest counts. The time is the processor's, so that other work on the machine hardly changes it, and
+//! Each fleet's rollout is simulated. Every decision before its first wave, of a wave in the middle and of the way back from
+//! there is measured, and the dearest of each counts. The time is the processor's, so that other work on the machine hardly changes it, and
 //! every run begins with cold caches.
 
 mod cost;
@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use greenlight_interlock::Interlock;
+use greenlight_model::action::Verb;
 use greenlight_model::decision::{Decision, Step};
-use greenlight_model::rollout::Note;
+use greenlight_model::rollout::{Note, OperatorRequest};
 use greenlight_model::world::World;
 use greenlight_planner::decide;
 use greenlight_simulator::{Faults, Simulation, Turn, preview};
@@ -48,7 +49,7 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// One decision in the middle of a rollout, and whole rollouts. Exits with 1 when a decision for 10,000 hosts takes
+    /// Single decisions of a rollout, and whole rollouts. Exits with 1 when a decision for 10,000 hosts takes
     /// 50 ms or more, or grows faster than the fleet.
     Planner {
         /// Print the figures as JSON.
@@ -62,7 +63,7 @@ enum What {
 struct Report {
     decisions: Vec<DecisionCost>,
     rollouts: Vec<RolloutCost>,
-    /// What a host of the largest fleet costs, in multiples of one of a hundred.
+    /// What a host of the largest fleet costs, in multiples of one of a hundred; the worst of the moments.
     growth: f64,
     is_within_limits: bool,
 }
@@ -70,12 +71,12 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct DecisionCost {
     hosts: usize,
-    /// Decisions that were measured.
-    decisions: usize,
-    /// Of the dearest of them.
+    /// Where in the rollout.
+    moment: &'static str,
+    /// What it begins.
     steps: usize,
     decide: Cost,
-    /// The interlock's judgement of all steps of the dearest moment.
+    /// The interlock's judgement of all these steps.
     permit: Cost,
 }
 
@@ -90,18 +91,18 @@ struct RolloutCost {
 pub(crate) fn run(options: &Options) -> Result<bool, Error> {
     let What::Planner { json } = options.what;
     let mut cold = Cold::new();
-    let mut decisions = Vec::new();
+    let mut all = Vec::new();
     for hosts in DECISIONS {
-        decisions.push(middle_of_rollout(hosts, &mut cold)?);
+        all.extend(decisions(hosts, &mut cold)?);
     }
     let mut rollouts = Vec::new();
     for hosts in ROLLOUTS {
         rollouts.push(whole_rollout(hosts, &mut cold)?);
     }
-    let growth = growth(&decisions);
-    let slowest = decisions.iter().map(|decision| decision.decide.time).max().unwrap_or_default();
+    let growth = growth(&all);
+    let slowest = all.iter().map(|decision| decision.decide.time).max().unwrap_or_default();
     let is_within_limits = slowest < DECISION_TIME_MAX && growth <= GROWTH_MAX;
-    let report = Report { decisions, rollouts, growth, is_within_limits };
+    let report = Report { decisions: all, rollouts, growth, is_within_limits };
     if json {
         println!("{}", serde_json::to_string_pretty(&report).map_err(Error::Json)?);
     } else {
@@ -110,48 +111,80 @@ pub(crate) fn run(options: &Options) -> Result<bool, Error> {
     Ok(is_within_limits)
 }
 
-/// The dearest decision of a wave in the middle.
-fn middle_of_rollout(hosts: usize, cold: &mut Cold) -> Result<DecisionCost, Error> {
+/// The dearest decisions of one rollout: before its first wave, in a wave in the middle, and of the way back from there.
+fn decisions(hosts: usize, cold: &mut Cold) -> Result<Vec<DecisionCost>, Error> {
     let world = fleet::world(hosts)?;
     let middle = world.rollout.plan.waves.len() / 2;
-    let mut simulation = Simulation::new(world, Faults::default());
-    let mut turns = 0;
-    let mut is_proven = |simulation: &mut Simulation<'_>, wave: usize| {
-        turns += 1;
-        match simulation.turn() {
-            Ok(Turn::Noted(Note::WaveProven { wave: proven })) => Ok(proven == wave),
-            Ok(Turn::Began(_) | Turn::Passed(_) | Turn::Noted(_)) if turns < TURNS_MAX => Ok(false),
-            other => Err(Error::Refused(format!("the rollout of {hosts} hosts does not go on: {other:?}"))),
-        }
+    let mut rollout = Measured { hosts, cold, simulation: Simulation::new(world, Faults::default()) };
+    let is_change = |turn: &Turn| match turn {
+        Turn::Began(steps) => steps.iter().any(|step| step.action.verb() == Verb::Drain),
+        _ => false,
     };
-    while !is_proven(&mut simulation, middle - 1)? {}
-    let (mut decisions, mut dearest) = (0, None);
-    loop {
-        let decision = decision(simulation.world(), hosts, cold);
-        decisions += 1;
-        if dearest.as_ref().is_none_or(|known: &DecisionCost| known.decide.time < decision.decide.time) {
-            dearest = Some(decision);
-        }
-        if is_proven(&mut simulation, middle)? {
-            break;
-        }
-    }
-    dearest
-        .map(|dearest| DecisionCost { decisions, ..dearest })
-        .ok_or_else(|| Error::Refused("no decision was measured".to_owned()))
+    let is_proven = |turn: &Turn, expected: usize| matches!(turn, Turn::Noted(Note::WaveProven { wave }) if *wave == expected);
+    let beginning = rollout.dearest("beginning", is_change)?;
+    rollout.pass(|turn| is_proven(turn, middle - 1))?;
+    let forward = rollout.dearest("middle", |turn| is_proven(turn, middle))?;
+    let asked = rollout.simulation.ask(OperatorRequest::Abort, "");
+    asked.map_err(|error| Error::Refused(format!("the rollout cannot be aborted: {error}")))?;
+    let back = rollout.dearest("way back", |turn| matches!(turn, Turn::Ended(_)))?;
+    Ok(vec![beginning, forward, back])
 }
 
-fn decision(world: &World, hosts: usize, cold: &mut Cold) -> DecisionCost {
-    let steps = match decide(world) {
-        Decision::Proceed { steps, .. } => steps,
-        Decision::Note(_) | Decision::End(_) => Vec::new(),
-    };
-    DecisionCost {
-        hosts,
-        decisions: 1,
-        steps: steps.len(),
-        decide: cost(RUNS, cold, || decide(world)),
-        permit: cost(RUNS, cold, || permit(world, &steps)),
+/// A rollout under way.
+struct Measured<'a> {
+    hosts: usize,
+    cold: &'a mut Cold,
+    simulation: Simulation<'a>,
+}
+
+impl Measured<'_> {
+    /// Lets it go on up to a turn.
+    fn pass(&mut self, is_last: impl Fn(&Turn) -> bool) -> Result<(), Error> {
+        for _ in 0..TURNS_MAX {
+            if is_last(&self.turn()?) {
+                return Ok(());
+            }
+        }
+        Err(Error::Refused(format!("the rollout of {} hosts does not go on", self.hosts)))
+    }
+
+    /// The same, and measures every decision on the way.
+    fn dearest(
+        &mut self,
+        moment: &'static str,
+        is_last: impl Fn(&Turn) -> bool,
+    ) -> Result<DecisionCost, Error> {
+        let mut dearest: Option<DecisionCost> = None;
+        for _ in 0..TURNS_MAX {
+            let decision = self.decision(moment);
+            if dearest.as_ref().is_none_or(|known| known.decide.time < decision.decide.time) {
+                dearest = Some(decision);
+            }
+            if is_last(&self.turn()?) {
+                break;
+            }
+        }
+        dearest.ok_or_else(|| Error::Refused("no decision was measured".to_owned()))
+    }
+
+    fn turn(&mut self) -> Result<Turn, Error> {
+        let turn = self.simulation.turn();
+        turn.map_err(|error| Error::Refused(format!("the rollout of {} hosts: {error}", self.hosts)))
+    }
+
+    fn decision(&mut self, moment: &'static str) -> DecisionCost {
+        let world = self.simulation.world();
+        let steps = match decide(world) {
+            Decision::Proceed { steps, .. } => steps,
+            Decision::Note(_) | Decision::End(_) => Vec::new(),
+        };
+        DecisionCost {
+            hosts: self.hosts,
+            moment,
+            steps: steps.len(),
+            decide: cost(RUNS, self.cold, || decide(world)),
+            permit: cost(RUNS, self.cold, || permit(world, &steps)),
+        }
     }
 }
 
@@ -174,23 +207,30 @@ fn whole_rollout(hosts: usize, cold: &mut Cold) -> Result<RolloutCost, Error> {
     Ok(RolloutCost { hosts, steps: seen.steps.len(), cost: cost(ROLLOUT_RUNS, cold, || preview(&world)) })
 }
 
+/// The worst growth of all moments.
 fn growth(decisions: &[DecisionCost]) -> f64 {
-    let per_host = |decision: &DecisionCost| {
-        let hosts = u32::try_from(decision.hosts).unwrap_or(u32::MAX);
-        decision.decide.time.as_secs_f64() / f64::from(hosts)
+    let [.., largest] = DECISIONS;
+    let per_host = |hosts: usize, moment: &str| {
+        let found = decisions.iter().find(|decision| decision.hosts == hosts && decision.moment == moment);
+        let count = u32::try_from(hosts).unwrap_or(u32::MAX);
+        found.map_or(f64::NAN, |decision| decision.decide.time.as_secs_f64() / f64::from(count))
     };
-    let small = decisions.iter().find(|decision| decision.hosts == GROWTH_FROM).map(per_host);
-    let large = decisions.last().map(per_host);
-    small.zip(large).map_or(f64::INFINITY, |(small, large)| large / small)
+    let moments =
+        decisions.iter().filter(|decision| decision.hosts == largest).map(|decision| decision.moment);
+    moments.map(|moment| per_host(largest, moment) / per_host(GROWTH_FROM, moment)).fold(0.0, f64::max)
 }
 
 fn print(report: &Report) {
-    println!("One decision in the middle of a rollout; the dearest of a wave.\n");
-    println!("| hosts | steps | decide | allocations | memory | permit of all steps | allocations |");
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    for DecisionCost { hosts, steps, decide, permit, .. } in &report.decisions {
+    println!(
+        "One decision: the dearest before the first wave, of a wave in the middle, and of the way back from there.\n"
+    );
+    println!(
+        "| hosts | moment | steps | decide | allocations | memory | permit of all steps | allocations |"
+    );
+    println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+    for DecisionCost { hosts, moment, steps, decide, permit } in &report.decisions {
         println!(
-            "| {hosts} | {steps} | {:.3} ms | {} | {} | {:.3} ms | {} |",
+            "| {hosts} | {moment} | {steps} | {:.3} ms | {} | {} | {:.3} ms | {} |",
             milliseconds(decide),
             decide.allocations,
             kibibytes(decide),
