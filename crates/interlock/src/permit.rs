@@ -197,7 +197,7 @@ fn claim(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
         && held.expires_at > world.now
     {
         return Some(format!(
-            "{instance} is claimed by {} for rollout {} until {}",
+            "{instance} is claimed by {} for rollout {} until {:.0}",
             held.holder, held.rollout, held.expires_at
         ));
     }

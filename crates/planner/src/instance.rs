@@ -115,7 +115,7 @@ pub(crate) fn out_of_reach(view: &View<'_>, facts: &Facts<'_>) -> Stand {
         None => (view.rollout().started_at, "it has not reported yet".to_owned()),
     };
     if later(since, view.world.environment.timeouts.connect) <= view.world.now {
-        return Stand::Failed(format!("{} cannot be reached since {since}: {why}", facts.instance.host));
+        return Stand::Failed(format!("it cannot be reached since {since:.0}: {why}"));
     }
     Stand::Wait(Wait::Unreachable { host: facts.instance.host.clone(), since, why })
 }

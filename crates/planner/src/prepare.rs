@@ -183,7 +183,7 @@ fn claim(view: &View<'_>, facts: &Facts<'_>) -> Stand {
     }
     if let Some(claim) = facts.foreign_claim(view.world) {
         return Stand::Failed(format!(
-            "{} holds it for \"{}\" (rollout {}) until {}",
+            "{} holds it for \"{}\" (rollout {}) until {:.0}",
             claim.holder, claim.reason, claim.rollout, claim.expires_at
         ));
     }

@@ -371,7 +371,7 @@ mod refused {
         check(
             world,
             Faults::default(),
-            "b/web: b cannot be reached since 2027-01-15T08:00:00Z: connection timed out",
+            "b/web: it cannot be reached since 2027-01-15T08:00:00Z: connection timed out",
         );
     }
 
@@ -681,11 +681,11 @@ mod back {
         cut(driver.simulation.world_mut(), "b", true);
         let run = driver.finish();
         assert!(
-            run.trace.iter().any(|line| line.contains("turn back, 0 bad: b/web: b cannot be reached since"))
+            run.trace.iter().any(|line| line.contains("turn back, 0 bad: b/web: it cannot be reached since"))
         );
         assert_eq!(run.trace.last().unwrap(), "stuck: b/web");
         let Some(Outcome::Stuck { instances, .. }) = run.outcome else { panic!("{}", run.trace.join("\n")) };
-        assert!(instances[&instance("b/web")].starts_with("b cannot be reached since"));
+        assert!(instances[&instance("b/web")].starts_with("it cannot be reached since"));
     }
 
     #[test]
