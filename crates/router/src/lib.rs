@@ -58,3 +58,4 @@ pub use state::{
     MAX_HEALTH_PATH_BYTES, MAX_NAME_BYTES, MAX_RELEASE_BYTES, MAX_WEIGHT, RouterSnapshot, RouterState,
     StateError,
 };
+pub use wire::findings as wire_findings;

@@ -126,6 +126,17 @@ impl Findings {
     }
 }
 
+/// What is found for each request head in a client's bytes, which come in these pieces: nothing, or what is wrong with it.
+///
+/// A running router does this by itself. It is shown so that hostile bytes can be fed without one.
+#[must_use]
+pub fn findings<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Option<String>> {
+    let (mut check, findings) = (WireCheck::new(), Findings::default());
+    pieces.into_iter().for_each(|piece| check.follow(piece, &findings));
+    let heads = findings.heads.borrow();
+    heads.iter().map(|fault| fault.map(|fault| fault.to_string())).collect()
+}
+
 impl WireCheck {
     fn new() -> Self {
         Self { place: Place::Head, line: Vec::new(), head: HeadFacts::default() }

@@ -5,6 +5,7 @@ use crate::chance::Chance;
 mod fleet_file;
 mod frames;
 mod haproxy;
+mod http;
 mod ledger;
 mod manifest;
 mod object;
@@ -30,8 +31,15 @@ pub(crate) struct Target {
 }
 
 /// All of them.
-pub(crate) const ALL: [Target; 6] =
-    [fleet_file::TARGET, frames::TARGET, haproxy::TARGET, ledger::TARGET, manifest::TARGET, object::TARGET];
+pub(crate) const ALL: [Target; 7] = [
+    fleet_file::TARGET,
+    frames::TARGET,
+    haproxy::TARGET,
+    http::TARGET,
+    ledger::TARGET,
+    manifest::TARGET,
+    object::TARGET,
+];
 
 /// A complaint unless something holds.
 fn demand(holds: bool, complaint: impl FnOnce() -> String) -> Result<(), String> {
