@@ -235,10 +235,7 @@ fn describe_guard(
         let back = back(guard.back_to);
         let left = Duration::try_from(guard.fires_at.duration_since(now)).unwrap_or_default();
         return Some(match &guard.lost {
-            Some(why) => format!(
-                "not confirmed, and does not go back to {back} by itself any more: {why}; `greenlight resume` confirms it, \
-                 `greenlight abort` goes back"
-            ),
+            Some(why) => format!("not confirmed, and does not go back to {back} by itself any more: {why}"),
             None if left.is_zero() => format!("not confirmed: going back to {back} by itself"),
             None => format!("goes back to {back} by itself in {} unless confirmed", human_duration(left)),
         });
