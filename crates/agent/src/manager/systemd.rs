@@ -226,7 +226,8 @@ impl Manager for Systemd {
             return Ok(());
         }
         let unit = self.unit(process);
-        self.order(&["disable", "--quiet", "--", &unit], ANSWER_TIMEOUT)?;
+        // It stays enabled: a machine that is started anew in the middle of a switch runs what the unit says then, which is
+        // the old release until the new one's is written, and not nothing.
         // systemd itself kills what takes longer than the unit's own time-out.
         self.order(&["stop", "--", &unit], timeout * 2 + ANSWER_TIMEOUT)
     }
@@ -243,6 +244,7 @@ impl Manager for Systemd {
             return Ok(());
         }
         let path = self.unit_path(process)?;
+        self.order(&["disable", "--quiet", "--", &self.unit(process)], ANSWER_TIMEOUT)?;
         fs::remove_file(&path).or_host(|| format!("remove the unit {}", path.display()))?;
         self.order(&["daemon-reload"], ANSWER_TIMEOUT * 2)?;
         self.systemctl(&["reset-failed", "--", &self.unit(process)], ANSWER_TIMEOUT).map(|_| ())
