@@ -1,7 +1,8 @@
 //! Bringing a release to the host: its objects, its tree, shared files, secrets, and the steps that prepare it.
 //!
 //! Guarantees: nothing that runs is touched; a release counts as staged only after everything here has succeeded; a release that is
-//! staged already is not prepared again, for it may be running (its secrets are written anew all the same).
+//! staged already is not prepared again, for it may be running (its secrets are written anew all the same); what fails
+//! here for good leaves nothing of the release behind, and what a lost connection interrupts keeps the bytes that arrived.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +17,7 @@ use greenlight_depot::host::HostDepot;
 use greenlight_link::frame::Encoding;
 use greenlight_link::message::{AgentError, Event, SecretValue};
 use greenlight_model::Timestamp;
+use greenlight_model::action::Blame;
 use greenlight_model::host::{InstanceSpec, LedgerEvent, ReleaseMark};
 use greenlight_model::id::{ContentHash, RolloutId, VariableName};
 use greenlight_model::manifest::Manifest;
@@ -60,8 +62,22 @@ impl Stage<'_> {
         let ledger = ledger::load(&layout)?;
         ledger::check_claim(&ledger, self.rollout, Timestamp::now())?;
         let depot = HostDepot::open(layout.root()).map_err(depot_error)?;
-        self.receive(context, &depot, pieces)?;
-        self.write_secrets(&layout)?;
+        let staged = self.bring(context, &layout, &depot, pieces);
+        if staged.as_ref().is_err_and(|error| error.blame != Blame::Passing) {
+            self.discard(&layout, &depot);
+        }
+        staged
+    }
+
+    fn bring(
+        &self,
+        context: &Context,
+        layout: &Layout,
+        depot: &HostDepot,
+        pieces: &Receiver<Piece>,
+    ) -> Outcome<()> {
+        self.receive(context, depot, pieces)?;
+        self.write_secrets(layout)?;
         if depot.mark(self.mark.id).map_err(depot_error)?.is_some() {
             return Ok(());
         }
@@ -69,11 +85,11 @@ impl Stage<'_> {
         depot.place(self.mark.id, self.manifest).map_err(depot_error)?;
         let owner = self.owner()?;
         for stated in &self.spec.shared {
-            share(&layout, self.mark, stated, owner.as_ref())?;
+            share(layout, self.mark, stated, owner.as_ref())?;
         }
-        self.prepare(context, &layout)?;
+        self.prepare(context, layout)?;
         depot.complete(self.mark, self.manifest).map_err(depot_error)?;
-        ledger::update(&layout, |ledger| {
+        ledger::update(layout, |ledger| {
             let id = Some(self.mark.id);
             ledger::note(
                 ledger,
@@ -85,6 +101,15 @@ impl Stage<'_> {
             );
             Ok(())
         })
+    }
+
+    /// Removes what a failed stage has left. What cannot be removed is removed when releases are pruned next; the reason why
+    /// the stage failed is the one to tell.
+    fn discard(&self, layout: &Layout, depot: &HostDepot) {
+        if depot.mark(self.mark.id).is_ok_and(|mark| mark.is_none()) {
+            let _ = files::remove_if_there(&layout.secrets(self.mark.id));
+        }
+        let _ = depot.discard(self.mark.id);
     }
 
     fn receive(&self, context: &Context, depot: &HostDepot, pieces: &Receiver<Piece>) -> Outcome<()> {

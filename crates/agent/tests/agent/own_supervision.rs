@@ -346,6 +346,7 @@ fn preparing_is_part_of_staging() {
             && host.events.contains(&line("broken", Stream::Stderr))
     );
     assert!(host.observe(&spec).staged.is_empty(), "what is not prepared is not staged");
+    assert!(!host.root().join(format!("releases/{}", v1.mark.id)).exists(), "and nothing of it is left");
 
     // It is killed, with all that it started, when the controller goes.
     spec.prepare = vec!["sleep 600 & echo $!; wait".to_owned()];

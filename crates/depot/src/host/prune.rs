@@ -55,6 +55,20 @@ impl HostDepot {
         Ok(removed)
     }
 
+    /// Removes what is here of a release that is not complete, and the objects that no complete one consists of. One that is
+    /// complete, or behind the `current` link, is left alone.
+    ///
+    /// # Errors
+    /// As [`HostDepot::prune`].
+    pub fn discard(&self, id: ReleaseId) -> Result<(), DepotError> {
+        if !self.staged()?.contains(&id) && self.current() != Some(id) {
+            disk::remove_tree(&self.release_directory(id))?;
+            disk::remove_file(&self.document(id, "manifest.zst"))?;
+            disk::remove_file(&self.document(id, "tree.zst"))?;
+        }
+        self.sweep()
+    }
+
     /// Removes the objects that no complete release consists of.
     fn sweep(&self) -> Result<(), DepotError> {
         let mut needed = HashSet::new();

@@ -341,3 +341,20 @@ fn pruning_keeps_what_is_needed_and_no_object_more() {
     assert_eq!(bed.objects(), needed.into_iter().collect::<Vec<_>>());
     assert_eq!(bed.host.prune(&BTreeSet::new(), 9).unwrap(), BTreeSet::new());
 }
+
+#[test]
+fn what_failed_is_discarded_and_nothing_that_is_complete() {
+    let bed = Bed::new();
+    bed.scan(&first_tree()).stage(&bed.host, 1).unwrap();
+    let (before, app) = (bed.objects(), "print(2)\n".to_owned());
+    let failed = bed.scan(&[("app.py", Node::File(app.as_bytes()))]);
+    failed.stage(&bed.host, 2).unwrap();
+    disk::remove_file(&bed.host.document(release(2), "json")).unwrap();
+    bed.host.discard(release(2)).unwrap();
+    assert!(!bed.host.release_directory(release(2)).exists());
+    assert_eq!(disk::names(&bed.host.staged_directory()).unwrap().len(), 3, "those of the first release");
+    assert_eq!(bed.objects(), before);
+    bed.host.discard(release(1)).unwrap();
+    assert_eq!(bed.host.local_changes(release(1)).unwrap(), []);
+    assert_eq!((bed.host.staged().unwrap(), bed.objects()), (BTreeSet::from([release(1)]), before));
+}
