@@ -279,7 +279,7 @@ impl<'a> Table<'a> {
 
     /// Asserts that a staging that found no room is one line of its host, and that nothing of it is there.
     fn one_line_and_nothing_left(&self, ended: &Ended, old: &str) {
-        let lines = ended.stderr.lines().filter(|line| line.contains("web1")).collect::<Vec<_>>();
+        let lines = ended.stderr.lines().filter(|line| line.contains("web1/web  ")).collect::<Vec<_>>();
         assert!(lines.len() == 1 && lines[0].contains("the disk is full"), "{lines:#?}\n{ended}");
         let list = ["-c", "cat /srv/web/releases/*/VERSION; ls -A /srv/web/.greenlight/tmp"];
         let left = self.victim().run("sh", &list).unwrap();
