@@ -67,7 +67,7 @@ const BOUNDARIES_MIN: usize = 60;
 /// A deploy or its continuation takes some 3 s.
 const ROLLOUT_DEADLINE: Duration = Duration::from_secs(90);
 /// Requests of the load in a second, over all its connections.
-const REQUESTS_PER_SECOND: u32 = 50;
+const REQUESTS_PER_SECOND: u32 = 30;
 
 #[test]
 fn killed_at_each_boundary_and_gone_on_with_1_of_2() {
