@@ -15,6 +15,8 @@ mod bed;
 mod deny;
 mod dependencies;
 mod layers;
+#[cfg(test)]
+mod promises;
 mod syntax;
 mod test;
 mod workbench;
