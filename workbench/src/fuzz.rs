@@ -41,6 +41,8 @@ const HANG: Duration = Duration::from_secs(60);
 const HANG_INTERVAL: Duration = Duration::from_secs(1);
 /// Inputs that are made by default.
 const RUNS: u64 = 10_000;
+/// What is shown of an input that fails; all of it is in its file.
+const SHOWN_CHARS_MAX: usize = 400;
 /// The exit status of a child whose input failed by a complaint.
 const COMPLAINED: u8 = 1;
 
@@ -161,7 +163,8 @@ fn supervise(target: &Target, options: &Options, from: u64) -> Result<bool, Erro
     for line in said.lines().chain(String::from_utf8_lossy(&output.stderr).lines()).take(20) {
         println!("    {line}");
     }
-    println!("    the smallest input that fails has {} bytes: {}", smaller.len(), smaller.escape_ascii());
+    let shown: String = smaller.escape_ascii().to_string().chars().take(SHOWN_CHARS_MAX).collect();
+    println!("    the smallest input that fails has {} bytes: {shown}", smaller.len());
     println!("    again: cargo xtask fuzz {} --input {}", target.name, path.display());
     Ok(false)
 }

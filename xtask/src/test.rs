@@ -19,7 +19,7 @@ use crate::{Error, FAILED, MISSING, bed, cargo, dependencies, layers};
 const BEDS_AT_ONCE: u32 = 2;
 
 /// New hostile inputs for each target: some seconds in all. What was found before is in the corpus, which is fed first.
-const FUZZ_RUNS: &str = "400";
+const FUZZ_RUNS: &str = "300";
 /// How long fleets are simulated: the whole run is to stay under half an hour on two cores.
 const SIMULATION_SECONDS: &str = "170";
 
