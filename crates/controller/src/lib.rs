@@ -23,6 +23,7 @@ mod releases;
 mod run;
 mod secrets;
 mod spec;
+mod takeover;
 
 pub use append::append;
 pub use gates::gates;

@@ -35,6 +35,7 @@ use crate::perform::{Artifacts, Performed, Performer};
 use crate::prepare::release_facts;
 use crate::progress::{Progress, ProgressSink};
 use crate::releases::{charter, known_releases};
+use crate::takeover;
 
 /// How often the log is read for what operators ask, and balancers while a wait depends on them.
 const TICK: Duration = Duration::from_millis(200);
@@ -42,6 +43,9 @@ const TICK: Duration = Duration::from_millis(200);
 const LOOK_TICKS: u64 = 10;
 /// How often claims are renewed within their duration, so that all but one may get lost.
 const RENEWALS: u128 = 4;
+
+/// How many ticks a controller that takes over waits for the one before it to read that, and for what it had sent to arrive.
+const TAKEOVER_TICKS: usize = 3;
 
 /// What a signal asks of the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +76,17 @@ pub enum RunError {
     /// The depot cannot be read.
     #[error("the depot failed: {0}")]
     Depot(String),
+    /// Another controller drives the rollout now.
+    #[error(
+        "{by} has taken rollout {rollout} over from another machine, so this controller has let go: what it had begun ends by itself. \
+         Follow it with `greenlight status`"
+    )]
+    TakenOver {
+        /// Who: `user@machine`.
+        by: String,
+        /// Which.
+        rollout: RolloutId,
+    },
     /// There is no such rollout.
     #[error("rollout {0} is not in the record log")]
     Unknown(RolloutId),
@@ -99,6 +114,8 @@ pub struct Controller {
     gathered: Gathered,
     in_flight: Vec<InFlight>,
     last_looks: LastLooks,
+    /// The record up to which it is known who drives.
+    read_up_to: u64,
     looking: BTreeSet<HostName>,
     reading: BTreeSet<usize>,
     renewing: BTreeSet<Instance>,
@@ -164,6 +181,7 @@ impl Controller {
             artifacts,
             progress: Arc::clone(&progress),
         });
+        let read_up_to = log.history().last_seq;
         Ok(Self {
             fleet,
             environment,
@@ -177,6 +195,7 @@ impl Controller {
             gathered,
             in_flight: Vec::new(),
             last_looks: LastLooks::default(),
+            read_up_to,
             looking: BTreeSet::new(),
             reading: BTreeSet::new(),
             renewing: BTreeSet::new(),
@@ -193,6 +212,12 @@ impl Controller {
         let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tick: u64 = 0;
+        if takeover::was_driven_elsewhere(&self.log.read_from(1)?, &self.rollout, &self.by) {
+            for _ in 0..TAKEOVER_TICKS {
+                ticks.tick().await;
+            }
+            self.gathered = self.gatherer.gather().await;
+        }
         loop {
             if let Some(ended) = self.advance()? {
                 return Ok(ended);
@@ -228,9 +253,24 @@ impl Controller {
         Ok(())
     }
 
+    /// Lets go when somebody drives the rollout from another machine by now.
+    fn check_taken_over(&mut self) -> Result<(), RunError> {
+        let last = self.log.history().last_seq;
+        if last == self.read_up_to {
+            return Ok(());
+        }
+        let records = self.log.read_from(self.read_up_to + 1)?;
+        self.read_up_to = last;
+        match takeover::taker(&records, &self.rollout, &self.by) {
+            Some(by) => Err(RunError::TakenOver { by: by.to_owned(), rollout: self.rollout.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// Decides until there is nothing more to begin. Some when the loop is over.
     fn advance(&mut self) -> Result<Option<Ended>, RunError> {
         loop {
+            self.check_taken_over()?;
             let world = self.world()?;
             if let Some(outcome) = &world.rollout.outcome {
                 // Another controller brought it to its end.

@@ -110,10 +110,12 @@ impl<'w> Interlock<'w> {
         self.begun.get(instance).is_some_and(|begun| begun.iter().any(takes_out))
     }
 
-    /// Whether it is being taken out, or was told to drain and not admitted since: a balancer that shows it admitted all
-    /// the same may yet come to know of the drain.
+    /// Whether it is being taken out, was told to drain and not admitted since (a balancer that shows it admitted all the
+    /// same may yet come to know of the drain), or would be taken out by its host, which goes back by itself.
     fn is_out(&self, instance: &Instance) -> bool {
-        self.is_leaving(instance) || self.world.rollout.drained_at.contains_key(instance)
+        self.is_leaving(instance)
+            || self.world.rollout.drained_at.contains_key(instance)
+            || self.world.report(instance).is_some_and(|report| report.ledger.guard.is_some())
     }
 
     /// How many instances of a service serve and are not being taken out.

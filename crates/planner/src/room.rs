@@ -16,6 +16,8 @@ struct Room {
     serving: usize,
     /// Instances in the fleet file.
     instances: usize,
+    /// Of those, how many are not this rollout's and do not serve.
+    idle: usize,
     floor: usize,
     /// The floor for the way back: no more can be asked than ran before the rollout.
     floor_back: usize,
@@ -27,25 +29,32 @@ impl<'a> Rooms<'a> {
         let baseline = &view.rollout().plan.baseline;
         let mut rooms: BTreeMap<&ServiceName, Room> = BTreeMap::new();
         for (service, hosts) in &view.hosts {
-            let room =
-                Room { serving: 0, instances: hosts.len(), floor: world.floor(service), floor_back: 0 };
+            let room = Room {
+                serving: 0,
+                instances: hosts.len(),
+                idle: 0,
+                floor: world.floor(service),
+                floor_back: 0,
+            };
             rooms.insert(*service, room);
         }
         let mut planned: BTreeMap<&ServiceName, usize> = BTreeMap::new();
         for facts in &view.facts {
             let Some(room) = rooms.get_mut(&facts.instance.service) else { continue };
             *planned.entry(&facts.instance.service).or_default() += 1;
-            room.serving += usize::from(facts.serves && !facts.is_drained && !is_leaving(facts));
+            room.serving += usize::from(facts.serves && facts.is_counted() && !is_leaving(facts));
             room.floor_back += usize::from(facts.baseline.is_some());
         }
         for (service, room) in &mut rooms {
             // Hosts that joined the fleet file after the plan was made serve as well, but are not this rollout's.
-            if planned.get(service).copied().unwrap_or(0) < room.instances {
+            let planned = planned.get(service).copied().unwrap_or(0);
+            if planned < room.instances {
                 let others = world
                     .environment
                     .instances_of(service)
                     .filter(|instance| !baseline.contains_key(instance) && world.serves(instance))
                     .count();
+                room.idle = room.instances.saturating_sub(planned + others);
                 room.serving += others;
                 room.floor_back += others;
             }
@@ -59,8 +68,7 @@ impl<'a> Rooms<'a> {
         let service = &facts.instance.service;
         let Some(room) = self.0.get_mut(service) else { return Ok(()) };
         let floor = room.floor(goes_back);
-        // One that was told to drain is not counted among those that serve.
-        let counted = usize::from(!facts.is_drained);
+        let counted = usize::from(facts.is_counted());
         if room.serving >= floor + counted {
             room.serving -= counted;
             return Ok(());
@@ -72,6 +80,8 @@ impl<'a> Rooms<'a> {
     pub(crate) fn is_hopeless(&self, instance: &Instance, lost: usize, goes_back: bool) -> Option<String> {
         let room = self.0.get(&instance.service)?;
         let floor = room.floor(goes_back);
+        // A way back has to end, whatever became of instances that it does not change.
+        let lost = lost + if goes_back { room.idle } else { 0 };
         (room.instances.saturating_sub(lost + 1) < floor).then(|| {
             format!(
                 "taking it out would leave fewer than {floor} of {} instances of {} serving, and {lost} cannot serve again",

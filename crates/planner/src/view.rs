@@ -282,6 +282,12 @@ impl<'a> Facts<'a> {
             })
     }
 
+    /// Whether it is counted among those that serve, where it serves: not when it was told to drain, and not while its host
+    /// would go back by itself.
+    pub(crate) fn is_counted(&self) -> bool {
+        !self.is_drained && self.report.is_none_or(|report| report.ledger.guard.is_none())
+    }
+
     /// Whether the release it runs was confirmed.
     pub(crate) fn is_confirmed(&self, release: ReleaseId) -> bool {
         self.report.is_some_and(|report| {

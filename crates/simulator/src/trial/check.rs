@@ -135,13 +135,15 @@ impl Trial<'_> {
                 let Some(seen) = self.check.rollouts.get_mut(rollout) else { return };
                 let began = seen.started.remove(action);
                 let ActionResult::Failed { blame, .. } = result else { return };
+                let goes_back = seen.goes_back(action.instance());
                 let turned = seen.turned_back.or_else(|| seen.left_out.get(action.instance()).copied());
                 let is_former = turned.is_some_and(|at| began.is_none_or(|began| began <= at));
                 if !is_former {
                     let key = (action.instance().clone(), action.verb());
                     let failed = seen.failures.entry(key).or_default();
                     failed.0 += 1;
-                    failed.1 |= *blame != Blame::Passing;
+                    // What ran before may be tried again: that it does not start is no fault of the release then.
+                    failed.1 |= *blame == Blame::Host || *blame == Blame::Release && !goes_back;
                 }
             }
             RecordBody::Noted { rollout, note } => self.noted(rollout, note),
@@ -556,7 +558,9 @@ impl Trial<'_> {
     pub(super) fn check_admission(&mut self, host: usize, service: usize, began: Ms) {
         let truth = &self.hosts[host].instances[service];
         let is_proven = truth.is_proven && truth.answers();
-        if !is_proven && truth.hit_at.is_none_or(|hit| hit + KNOWN_AFTER_MS < began) {
+        // A host that is out of reach is let in where it was not switched: its balancer checks it.
+        let is_reached = self.hosts[host].is_up && !self.is_cut(host, true) && !self.is_cut(host, false);
+        if !is_proven && is_reached && truth.hit_at.is_none_or(|hit| hit + KNOWN_AFTER_MS < began) {
             self.violation("admission", |trial| {
                 format!("{} is admitted and proves nothing", trial.place(host, service))
             });

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use greenlight_interlock::Interlock;
+use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, ActionDetail, ActionResult, Verb};
 use greenlight_model::decision::{Decision, Running, Step, Wait};
 use greenlight_model::host::HostReport;
@@ -339,7 +340,10 @@ impl Trial<'_> {
             let Some(instance) = report.instances.get_mut(name) else { continue };
             let controller = &mut self.controllers[index];
             controller.ended_claims.remove(&(host, service));
-            let Some(claim) = &instance.ledger.claim else { continue };
+            let Some(claim) = &mut instance.ledger.claim else { continue };
+            // However wrong one of the two clocks is, what a claim has left there it has left here.
+            claim.expires_at =
+                shifted(claim.expires_at, self.controller_clock_ms - self.hosts[host].clock_ms);
             if controller.history.rollouts.get(&claim.rollout).is_some_and(|one| one.outcome.is_some()) {
                 controller.ended_claims.insert((host, service), claim.rollout.clone());
                 instance.ledger.claim = None;
@@ -498,7 +502,16 @@ impl Trial<'_> {
         if known >= self.log.len() {
             return;
         }
+        let own = controller.machine;
+        let mut taker = None;
         for record in &self.log[known..] {
+            if let RecordBody::OperatorAsked { rollout, request, .. } = &record.body
+                && *rollout == controller.rollout
+                && *request != OperatorRequest::Hold
+                && record.by != format!("operator@m{own}")
+            {
+                taker = Some(record.by.clone());
+            }
             if let Err(illegal) = controller.history.apply(record) {
                 let why = illegal.to_string();
                 self.violation("records", |_| format!("a record of the log is illegal: {why}"));
@@ -506,6 +519,9 @@ impl Trial<'_> {
             }
         }
         self.learn_marks(index);
+        if let Some(by) = taker {
+            self.leaves(index, &format!("{by} has taken over"));
+        }
     }
 
     /// Which releases are bad by now.
@@ -523,6 +539,9 @@ impl Trial<'_> {
     fn append(&mut self, index: usize, body: RecordBody) -> Result<(), Stopped> {
         self.boundary(index)?;
         self.refresh(index);
+        if !self.controllers[index].is_alive {
+            return Err(Stopped);
+        }
         self.offer(index, body)
     }
 
@@ -537,7 +556,7 @@ impl Trial<'_> {
     }
 
     fn offer(&mut self, index: usize, body: RecordBody) -> Result<(), Stopped> {
-        let by = format!("controller {index}");
+        let by = format!("controller@m{}", self.controllers[index].machine);
         let record = Record { seq: self.history.last_seq + 1, at: self.controller_time(), by, body };
         if let Err(illegal) = self.controllers[index].history.apply(&record) {
             // Somebody else has ended the rollout.
@@ -595,6 +614,11 @@ impl Controller {
     pub(super) fn waits(&self) -> &[Wait] {
         &self.waits
     }
+}
+
+fn shifted(moment: Timestamp, by_ms: i64) -> Timestamp {
+    let shifted = moment.as_millisecond().saturating_add(by_ms);
+    Timestamp::from_millisecond(shifted).unwrap_or(moment)
 }
 
 fn swap_back(controller: &mut Controller) {

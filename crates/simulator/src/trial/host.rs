@@ -141,7 +141,11 @@ impl Trial<'_> {
             is_sent_to = is_sent_to || self.balancers[index].sends_to(host);
         }
         let lives = !self.scenario.services[service].has_process || truth.answers();
-        let is_proven = is_balanced || truth.is_proven && truth.linked.is_some();
+        // As a look would see it: it answers as what it is switched to.
+        let is_itself = truth.linked.is_some()
+            && (!self.scenario.services[service].has_process
+                || truth.process.is_some_and(|process| Some(process.release) == truth.linked));
+        let is_proven = is_balanced || is_itself;
         self.hosts[host].is_up && lives && is_proven && (is_sent_to || !is_balanced)
     }
 

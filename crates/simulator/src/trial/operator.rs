@@ -8,7 +8,10 @@ use greenlight_model::rollout::{Direction, OperatorRequest, Plan, Rollout};
 use greenlight_model::world::World;
 
 use super::site::{release, stamp};
-use super::trial::Trial;
+use super::trial::{Event, Trial};
+
+/// How long a controller that takes over waits for the one before it: three ticks.
+const TAKEOVER_MS: u64 = 1_200;
 
 impl Trial<'_> {
     /// `deploy` (or `rollback`, for the first rollout of a scenario that goes back): a look, a plan, a record, a controller.
@@ -63,7 +66,7 @@ impl Trial<'_> {
             is_partial: !only.is_empty(),
         };
         let rollout = plan.id.clone();
-        self.ask_record(RecordBody::RolloutStarted { plan, services: BTreeMap::new() });
+        self.ask_record(machine, RecordBody::RolloutStarted { plan, services: BTreeMap::new() });
         self.begin_controller(machine, rollout);
     }
 
@@ -97,7 +100,7 @@ impl Trial<'_> {
     pub(super) fn operator_asks(&mut self, request: OperatorRequest) {
         if request == OperatorRequest::Hold {
             if let Some(rollout) = self.open_rollout() {
-                self.ask_record(RecordBody::OperatorAsked { rollout, request, why: String::new() });
+                self.ask_record(0, RecordBody::OperatorAsked { rollout, request, why: String::new() });
             }
             return;
         }
@@ -109,24 +112,30 @@ impl Trial<'_> {
         let Some(rollout) = self.open_rollout() else { return };
         if let Some(request) = asks {
             let rollout = rollout.clone();
-            self.ask_record(RecordBody::OperatorAsked { rollout, request, why: String::new() });
+            self.ask_record(machine, RecordBody::OperatorAsked { rollout, request, why: String::new() });
         }
-        if !self.controllers.iter().any(|one| one.is_alive && one.machine == machine) {
-            self.begin_controller(machine, rollout);
+        if self.controllers.iter().any(|one| one.is_alive && one.machine == machine) {
+            return;
         }
+        if asks.is_some() && self.controllers.iter().any(|one| one.is_alive) {
+            // The one before lets go when it reads this, and what it had sent arrives.
+            self.after(TAKEOVER_MS, Event::Begins { machine, asks: None });
+            return;
+        }
+        self.begin_controller(machine, rollout);
     }
 
     pub(super) fn mark_bad(&mut self, number: usize) {
         let bad = Some("somebody says so".to_owned());
-        self.ask_record(RecordBody::ReleaseMarked { release: release(0, number), bad });
+        self.ask_record(0, RecordBody::ReleaseMarked { release: release(0, number), bad });
     }
 
     fn open_rollout(&self) -> Option<RolloutId> {
         self.history.open_rollout(&self.site.environment.name).map(|open| open.plan.id.clone())
     }
 
-    fn ask_record(&mut self, body: RecordBody) {
-        let by = "operator".to_owned();
+    fn ask_record(&mut self, machine: usize, body: RecordBody) {
+        let by = format!("operator@m{machine}");
         let record = Record { seq: self.history.last_seq + 1, at: self.controller_time(), by, body };
         self.write(record);
     }

@@ -207,7 +207,8 @@ impl Trial<'_> {
         command: Command,
     ) {
         let from = From { controller, purpose, began };
-        let latency = self.latency(controller);
+        // One that arrives after its sender has given it up is not modelled: nothing at a balancer fences it.
+        let latency = self.latency(controller).min(BALANCER_TIMEOUT_MS - 1);
         if self.is_balancer_cut(balancer) || self.is_lost() {
             return;
         }
