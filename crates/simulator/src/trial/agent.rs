@@ -815,7 +815,10 @@ impl Trial<'_> {
         if self.hosts[host].instances[service].guard_serial != Some(serial) {
             return;
         }
-        let from = From { controller: usize::MAX, purpose: Purpose::Nothing, began: self.now };
+        // It was decided when it was armed: a host does not know what has become of the others since.
+        let limit_ms = STOP_TIMEOUT_MS + START_TIMEOUT_MS + CONFIRM_TIMEOUT_MS;
+        let began = self.now.saturating_sub(limit_ms);
+        let from = From { controller: usize::MAX, purpose: Purpose::Nothing, began };
         self.arrives(from, host, service, Request::GoBack { serial });
     }
 
