@@ -46,6 +46,7 @@ pub(crate) fn preflight(view: &View<'_>) -> Phase {
         whys.push(list(failures.iter().map(|failure| (failure.instance, failure.why.as_str()))));
     }
     if !view.has_changed() {
+        whys.extend(otherwise_than_planned(view));
         whys.extend(unknown_servers(view));
         whys.extend(servers_in_maintenance(view));
         whys.extend(impossible_floor(view));
@@ -67,6 +68,21 @@ fn check(view: &View<'_>, facts: &Facts<'_>) -> Stand {
     }
     let why = format!("{} must be able to take {}", facts.instance.host, view.title(release));
     Stand::Step(Step { action: Action::Preflight { instance: facts.instance.clone(), release }, why })
+}
+
+/// What an instance goes back to is what the plan found there. A host that was silent then, or was changed since, runs
+/// something else: going back would take that away.
+fn otherwise_than_planned(view: &View<'_>) -> Vec<String> {
+    let title = |release: Option<ReleaseId>| release.map_or("nothing".to_owned(), |id| view.title(id));
+    let differs = |facts: &&Facts<'_>| facts.report.is_some_and(|report| report.linked != facts.baseline);
+    let described = view.facts.iter().filter(differs).filter_map(|facts| {
+        let (instance, runs) = (facts.instance, title(facts.report?.linked));
+        Some(format!(
+            "{instance} runs {runs}, and the plan was made for {}: plan again",
+            title(facts.baseline)
+        ))
+    });
+    described.collect()
 }
 
 /// A balancer that answers and does not know an instance would leave it without requests for ever.

@@ -39,6 +39,8 @@ fn watch<'a>(view: &View<'a>, index: usize, moves: &mut Moves, failures: &mut Ve
     for facts in view.wave(index).filter(|facts| !facts.is_left_out) {
         let Some(release) = facts.release else { continue };
         let stand = match facts.report {
+            // What it last said is no proof that it still runs.
+            _ if facts.unreachable.is_some() => out_of_reach(view, facts),
             None => out_of_reach(view, facts),
             Some(_) if facts.proven == Some(release) => Stand::Complete,
             Some(report) => {
