@@ -558,9 +558,17 @@ impl Trial<'_> {
     pub(super) fn check_admission(&mut self, host: usize, service: usize, began: Ms) {
         let truth = &self.hosts[host].instances[service];
         let is_proven = truth.is_proven && truth.answers();
-        // A host that is out of reach is let in where it was not switched: its balancer checks it.
+        // One that was not switched is let in by what it last said, and its balancer checks it: whether a client was answered
+        // by something unproven is judged apart.
+        let is_switched = self.site.instances[host][service]
+            .as_ref()
+            .is_some_and(|instance| self.check.rollouts.values().any(|seen| seen.touched.contains(instance)));
         let is_reached = self.hosts[host].is_up && !self.is_cut(host, true) && !self.is_cut(host, false);
-        if !is_proven && is_reached && truth.hit_at.is_none_or(|hit| hit + KNOWN_AFTER_MS < began) {
+        if !is_proven
+            && is_switched
+            && is_reached
+            && truth.hit_at.is_none_or(|hit| hit + KNOWN_AFTER_MS < began)
+        {
             self.violation("admission", |trial| {
                 format!("{} is admitted and proves nothing", trial.place(host, service))
             });
