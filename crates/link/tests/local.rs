@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use greenlight_link::connection::{CallError, Connection, ObjectSource, OpenOptions, StageProgress};
 use greenlight_link::frame::Encoding;
-use greenlight_link::message::{Reply, Request};
+use greenlight_link::message::{PROTOCOL_VERSION, Reply, Request};
 use greenlight_model::fleet::{LinkKind, ManagerKind};
 use greenlight_model::host::{InstanceSpec, ReleaseMark};
 use greenlight_model::id::{ContentHash, ReleaseId};
@@ -136,7 +136,7 @@ async fn an_agent_that_does_not_greet_is_explained() {
             "web1: the agent does not run there (agent: /lib/libc.so.6: version `GLIBC_2.99' not found",
         ),
         ("chatty", "web1: what answers there is not a greenlight agent"),
-        ("newer", "web1: the agent there speaks protocol 2"),
+        ("newer", &format!("web1: the agent there speaks protocol {}", PROTOCOL_VERSION + 1)),
         ("mute", "web1: it does not answer (its agent did not greet within 200ms)"),
     ] {
         let directory = tempfile::tempdir().unwrap();
