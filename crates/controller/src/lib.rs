@@ -8,6 +8,7 @@
 //! (`drivers`, `link`), printing (`cli`).
 
 pub mod adopt;
+mod age;
 mod append;
 mod boundary;
 mod claims;

@@ -10,6 +10,8 @@ use greenlight_link::message::SecretValue;
 use greenlight_model::fleet::{Fleet, SecretSource};
 use greenlight_model::id::VariableName;
 
+use crate::age;
+
 /// Most bytes a secrets file or a command's answer may have.
 const SECRET_BYTES_MAX: u64 = 1 << 20;
 
@@ -143,26 +145,28 @@ fn decrypt(
         identity: identity.to_owned(),
         why,
     };
-    let file = std::fs::File::open(path).map_err(|error| unreadable(error, path))?;
-    let keys = std::fs::File::open(identity).map_err(|error| unreadable(error, identity))?;
-    let identities = age::IdentityFile::from_buffer(std::io::BufReader::new(keys))
-        .map_err(|error| refused(format!("the identity file is not one: {error}")))?
-        .into_identities()
+    let file = read_limited(path).map_err(|error| unreadable(error, path))?;
+    let keys = read_limited(identity).map_err(|error| unreadable(error, identity))?;
+    let keys = String::from_utf8(keys).map_err(|_| refused("the identity file is not text".to_owned()))?;
+    let content = age::identities(&keys)
+        .and_then(|keys| age::decrypt(&file, &keys))
         .map_err(|error| refused(error.to_string()))?;
-    // Both forms in which age writes a file are read: binary, and armoured as text.
-    let input = age::armor::ArmoredReader::new(std::io::BufReader::new(file));
-    let decryptor = age::Decryptor::new_buffered(input).map_err(|error| refused(error.to_string()))?;
-    let stream = decryptor
-        .decrypt(identities.iter().map(|identity| identity.as_ref() as &dyn age::Identity))
-        .map_err(|error| refused(error.to_string()))?;
-    let mut text = String::new();
-    stream.take(SECRET_BYTES_MAX).read_to_string(&mut text).map_err(|error| refused(error.to_string()))?;
+    let text = String::from_utf8(content).map_err(|_| refused("its content is not text".to_owned()))?;
     Ok(text
         .lines()
         .filter(|line| !line.trim_start().starts_with('#'))
         .filter_map(|line| line.split_once('='))
         .map(|(name, value)| (name.trim().to_owned(), value.to_owned()))
         .collect())
+}
+
+fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    std::fs::File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > SECRET_BYTES_MAX {
+        return Err(std::io::Error::other("it is larger than 1 MiB, which no file of secrets or keys is"));
+    }
+    Ok(content)
 }
 
 fn expand_home(path: &str, project: &Path) -> PathBuf {
