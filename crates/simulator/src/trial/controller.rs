@@ -4,30 +4,24 @@
 use std::collections::BTreeMap;
 
 use greenlight_interlock::Interlock;
-use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, ActionDetail, ActionResult, Verb};
 use greenlight_model::decision::{Decision, Running, Step, Wait};
 use greenlight_model::host::HostReport;
 use greenlight_model::id::RolloutId;
-use greenlight_model::record::{History, Record, RecordBody};
+use greenlight_model::record::{History, RecordBody};
 use greenlight_model::rollout::{Note, OperatorRequest};
 use greenlight_model::traffic::BalancerReport;
-use greenlight_model::world::{Gate, InFlight, Light, Observation, Unreachable, World};
+use greenlight_model::world::{Gate, InFlight, Light, World};
 use greenlight_planner::decide;
 
 use super::agent::{Purpose, Request};
 use super::perform::Job;
 use super::scenario::Ms;
 use super::site::stamp;
-use super::traffic::{BALANCER_TIMEOUT_MS, Command};
 use super::trial::{Event, Trial};
 
 /// How often the log is read, and balancers while a wait depends on them.
 const TICK_MS: Ms = 400;
-/// Every how many ticks everything is looked at.
-const LOOK_TICKS: u64 = 5;
-/// Every how many ticks claims are renewed: four times within their duration.
-const RENEW_TICKS: u64 = 12;
 /// How long a look at a host may take.
 pub(super) const OBSERVE_TIMEOUT_MS: Ms = 3_000;
 /// How long a request that only touches the ledger may take.
@@ -46,15 +40,15 @@ pub(super) struct Controller {
     pub(super) jobs: BTreeMap<u32, Job>,
     pub(super) serial: u32,
     /// The number of the look at each host and balancer that was taken in last.
-    host_looks: Vec<u32>,
-    balancer_looks: Vec<u32>,
+    pub(super) host_looks: Vec<u32>,
+    pub(super) balancer_looks: Vec<u32>,
     /// Claims of ended rollouts that hosts still have.
-    ended_claims: BTreeMap<(usize, usize), RolloutId>,
-    looking: Vec<Option<u32>>,
-    reading: Vec<Option<u32>>,
-    renewing: Vec<Vec<bool>>,
-    waits: Vec<Wait>,
-    ticks: u64,
+    pub(super) ended_claims: BTreeMap<(usize, usize), RolloutId>,
+    pub(super) looking: Vec<Option<u32>>,
+    pub(super) reading: Vec<Option<u32>>,
+    pub(super) renewing: Vec<Vec<bool>>,
+    pub(super) waits: Vec<Wait>,
+    pub(super) ticks: u64,
     /// It dies after so many more step boundaries, and is replaced after a while, in this way.
     pub(super) dies_after: Option<(u8, Ms, OperatorRequest)>,
 }
@@ -114,29 +108,6 @@ impl Trial<'_> {
         self.learn_marks(index);
         self.after(TICK_MS, Event::Tick(index));
         self.advance(index);
-    }
-
-    /// Looks at everything at once, over the network as it is.
-    pub(super) fn gather(&mut self, world: &mut World) {
-        let now = self.controller_time();
-        for host in 0..self.hosts.len() {
-            let is_reached = self.hosts[host].is_up && !self.is_cut(host, true) && !self.is_cut(host, false);
-            let seen = if is_reached { self.observe(host) } else { Err("connection timed out".to_owned()) };
-            let observation = match seen {
-                Ok(report) => Observation { report: Some((now, report)), unreachable: None },
-                Err(why) => Observation { report: None, unreachable: Some(Unreachable { since: now, why }) },
-            };
-            world.inventory.insert(self.site.hosts[host].clone(), observation);
-        }
-        world
-            .inventory
-            .retain(|host, _| self.site.environment.hosts.values().any(|hosts| hosts.contains(host)));
-        world.traffic = (0..self.balancers.len())
-            .map(|balancer| match self.is_balancer_cut(balancer) {
-                true => BalancerReport::Unreachable { why: "it does not answer".to_owned() },
-                false => self.balancer_report(balancer),
-            })
-            .collect();
     }
 
     pub(super) fn controller_time(&self) -> greenlight_model::Timestamp {
@@ -302,173 +273,6 @@ impl Trial<'_> {
         }
     }
 
-    /// Of two looks the one that was begun later is believed.
-    fn read_was(&mut self, index: usize, balancer: usize, serial: u32, report: BalancerReport) {
-        let controller = &mut self.controllers[index];
-        if serial > controller.balancer_looks[balancer] {
-            controller.balancer_looks[balancer] = serial;
-            controller.world.traffic[balancer] = report;
-        }
-    }
-
-    fn saw(&mut self, index: usize, host: usize, serial: u32, mut seen: Result<HostReport, String>) {
-        if serial <= self.controllers[index].host_looks[host] {
-            return;
-        }
-        self.controllers[index].host_looks[host] = serial;
-        if let Ok(report) = &mut seen {
-            self.forget_ended_claims(index, host, report);
-        }
-        let now = self.controller_time();
-        let name = &self.site.hosts[host];
-        let Some(observation) = self.controllers[index].world.inventory.get_mut(name) else { return };
-        match seen {
-            Ok(report) => {
-                observation.report = Some((now, report));
-                observation.unreachable = None;
-            }
-            Err(why) => {
-                let since = observation.unreachable.take().map_or(now, |before| before.since);
-                observation.unreachable = Some(Unreachable { since, why });
-            }
-        }
-    }
-
-    /// Claims of rollouts that have ended hold nobody up.
-    fn forget_ended_claims(&mut self, index: usize, host: usize, report: &mut HostReport) {
-        for (service, name) in self.site.names.iter().enumerate() {
-            let Some(instance) = report.instances.get_mut(name) else { continue };
-            let controller = &mut self.controllers[index];
-            controller.ended_claims.remove(&(host, service));
-            let Some(claim) = &mut instance.ledger.claim else { continue };
-            // However wrong one of the two clocks is, what a claim has left there it has left here.
-            claim.expires_at =
-                shifted(claim.expires_at, self.controller_clock_ms - self.hosts[host].clock_ms);
-            if controller.history.rollouts.get(&claim.rollout).is_some_and(|one| one.outcome.is_some()) {
-                controller.ended_claims.insert((host, service), claim.rollout.clone());
-                instance.ledger.claim = None;
-            }
-        }
-    }
-
-    pub(super) fn ended_claim(&self, index: usize, host: usize, service: usize) -> Option<RolloutId> {
-        self.controllers[index].ended_claims.get(&(host, service)).cloned()
-    }
-
-    /// Begins the looks that are due.
-    fn look(&mut self, index: usize) {
-        let controller = &self.controllers[index];
-        let ticks = controller.ticks;
-        let depends_on_traffic = controller.waits.iter().any(|wait| {
-            matches!(
-                wait,
-                Wait::Sessions { .. }
-                    | Wait::BalancerHealth { .. }
-                    | Wait::Balancer { .. }
-                    | Wait::Floor { .. }
-            )
-        });
-        let is_due = ticks.is_multiple_of(LOOK_TICKS);
-        if depends_on_traffic || is_due {
-            for balancer in 0..self.balancers.len() {
-                let controller = &mut self.controllers[index];
-                if controller.reading[balancer].is_none() {
-                    controller.serial += 1;
-                    controller.reading[balancer] = Some(controller.serial);
-                    let purpose = Purpose::Look { serial: controller.serial };
-                    self.command(index, purpose, self.now, balancer, Command::Read);
-                    let event = Event::BalancerTimedOut { controller: index, balancer, purpose };
-                    self.after(BALANCER_TIMEOUT_MS, event);
-                }
-            }
-        }
-        if is_due {
-            for host in 0..self.hosts.len() {
-                if !self.controllers[index].world.inventory.contains_key(&self.site.hosts[host]) {
-                    continue;
-                }
-                let controller = &mut self.controllers[index];
-                if controller.looking[host].is_none() {
-                    controller.serial += 1;
-                    controller.looking[host] = Some(controller.serial);
-                    let purpose = Purpose::Look { serial: controller.serial };
-                    self.send(index, purpose, self.now, host, 0, Request::Observe, OBSERVE_TIMEOUT_MS);
-                }
-            }
-        }
-        if ticks.is_multiple_of(RENEW_TICKS) {
-            self.renew(index);
-        }
-    }
-
-    /// Renews the claims that the rollout holds.
-    fn renew(&mut self, index: usize) {
-        let controller = &self.controllers[index];
-        let Some(rollout) = controller.history.rollouts.get(&controller.rollout) else { return };
-        let mut held = Vec::new();
-        for instance in rollout.plan.baseline.keys() {
-            let claim = controller.world.report(instance).and_then(|report| report.ledger.claim.as_ref());
-            let is_given_back = controller.world.in_flight.iter().any(|in_flight| {
-                in_flight.action.verb() == Verb::Unclaim && in_flight.action.instance() == instance
-            });
-            if !is_given_back && claim.is_some_and(|claim| claim.rollout == controller.rollout) {
-                held.push((self.site.place(instance), rollout.desired(instance).1));
-            }
-        }
-        let rollout = controller.rollout.clone();
-        for ((host, service), generation) in held {
-            if std::mem::replace(&mut self.controllers[index].renewing[host][service], true) {
-                continue;
-            }
-            let request = Request::Claim { rollout: rollout.clone(), generation, ended: None };
-            let purpose = Purpose::Renew { service };
-            self.send(index, purpose, self.now, host, service, request, LEDGER_TIMEOUT_MS);
-        }
-    }
-
-    /// A look at a host has come back.
-    pub(super) fn looked(
-        &mut self,
-        index: usize,
-        host: usize,
-        serial: u32,
-        seen: Result<HostReport, String>,
-    ) {
-        let controller = &mut self.controllers[index];
-        if !controller.is_alive || controller.looking[host] != Some(serial) {
-            return;
-        }
-        controller.looking[host] = None;
-        self.saw(index, host, serial, seen);
-        self.advance(index);
-    }
-
-    /// A balancer has been read.
-    pub(super) fn read(
-        &mut self,
-        index: usize,
-        balancer: usize,
-        serial: u32,
-        report: Result<BalancerReport, String>,
-    ) {
-        let controller = &mut self.controllers[index];
-        if !controller.is_alive || controller.reading[balancer] != Some(serial) {
-            return;
-        }
-        controller.reading[balancer] = None;
-        let report = report.unwrap_or_else(|why| BalancerReport::Unreachable { why });
-        self.read_was(index, balancer, serial, report);
-        self.advance(index);
-    }
-
-    pub(super) fn renewed(&mut self, index: usize, host: usize, service: usize) {
-        if self.controllers[index].is_alive
-            && std::mem::replace(&mut self.controllers[index].renewing[host][service], false)
-        {
-            self.advance(index);
-        }
-    }
-
     /// Sends a request to a host, with its time-out.
     #[expect(clippy::too_many_arguments, reason = "each is a different thing that only the caller has")]
     pub(super) fn send(
@@ -495,91 +299,6 @@ impl Trial<'_> {
         self.after(latency, Event::Arrives { from, host, service, request: Box::new(request) });
     }
 
-    /// Takes in what others wrote.
-    fn refresh(&mut self, index: usize) {
-        let controller = &mut self.controllers[index];
-        let known = usize::try_from(controller.history.last_seq).unwrap_or(usize::MAX);
-        if known >= self.log.len() {
-            return;
-        }
-        let own = controller.machine;
-        let mut taker = None;
-        for record in &self.log[known..] {
-            if let RecordBody::OperatorAsked { rollout, request, .. } = &record.body
-                && *rollout == controller.rollout
-                && *request != OperatorRequest::Hold
-                && record.by != format!("operator@m{own}")
-            {
-                taker = Some(record.by.clone());
-            }
-            if let Err(illegal) = controller.history.apply(record) {
-                let why = illegal.to_string();
-                self.violation("records", |_| format!("a record of the log is illegal: {why}"));
-                return;
-            }
-        }
-        self.learn_marks(index);
-        if let Some(by) = taker {
-            self.leaves(index, &format!("{by} has taken over"));
-        }
-    }
-
-    /// Which releases are bad by now.
-    fn learn_marks(&mut self, index: usize) {
-        let Controller { history, world, .. } = &mut self.controllers[index];
-        for (release, facts) in &mut world.releases {
-            let bad = history.bad.get(release);
-            if facts.bad.as_ref() != bad {
-                facts.bad = bad.cloned();
-            }
-        }
-    }
-
-    /// Writes a record that stands on its own; what others wrote first is taken in.
-    fn append(&mut self, index: usize, body: RecordBody) -> Result<(), Stopped> {
-        self.boundary(index)?;
-        self.refresh(index);
-        if !self.controllers[index].is_alive {
-            return Err(Stopped);
-        }
-        self.offer(index, body)
-    }
-
-    /// Writes a record that was decided upon what the log said. False, with nothing written, when somebody else wrote first.
-    fn append_decision(&mut self, index: usize, body: RecordBody) -> Result<bool, Stopped> {
-        self.boundary(index)?;
-        if self.controllers[index].history.last_seq < self.history.last_seq {
-            self.refresh(index);
-            return Ok(false);
-        }
-        self.offer(index, body).map(|()| true)
-    }
-
-    fn offer(&mut self, index: usize, body: RecordBody) -> Result<(), Stopped> {
-        let by = format!("controller@m{}", self.controllers[index].machine);
-        let record = Record { seq: self.history.last_seq + 1, at: self.controller_time(), by, body };
-        if let Err(illegal) = self.controllers[index].history.apply(&record) {
-            // Somebody else has ended the rollout.
-            self.leaves(index, &illegal.to_string());
-            return Err(Stopped);
-        }
-        self.write(record);
-        self.learn_marks(index);
-        self.boundary(index)
-    }
-
-    /// Puts a record into the log.
-    pub(super) fn write(&mut self, record: Record) {
-        if let Err(illegal) = self.history.apply(&record) {
-            let why = illegal.to_string();
-            self.violation("records", |_| format!("an illegal record was written: {why}"));
-            return;
-        }
-        self.say(|_| format!("record {}: {}", record.seq, show(&record.body)));
-        self.recorded(&record.body);
-        self.log.push(record);
-    }
-
     /// A moment between two steps, at which the controller may die.
     pub(super) fn boundary(&mut self, index: usize) -> Result<(), Stopped> {
         let controller = &mut self.controllers[index];
@@ -601,7 +320,7 @@ impl Trial<'_> {
         Err(Stopped)
     }
 
-    fn leaves(&mut self, index: usize, why: &str) {
+    pub(super) fn leaves(&mut self, index: usize, why: &str) {
         self.say(|_| format!("controller {index} leaves: {why}"));
         self.controllers[index].is_alive = false;
         self.controllers[index].jobs.clear();
@@ -614,11 +333,6 @@ impl Controller {
     pub(super) fn waits(&self) -> &[Wait] {
         &self.waits
     }
-}
-
-fn shifted(moment: Timestamp, by_ms: i64) -> Timestamp {
-    let shifted = moment.as_millisecond().saturating_add(by_ms);
-    Timestamp::from_millisecond(shifted).unwrap_or(moment)
 }
 
 fn swap_back(controller: &mut Controller) {
@@ -643,34 +357,4 @@ fn running(world: &World) -> Running {
     instances
         .map(|instance| (instance.clone(), world.report(instance).and_then(|report| report.linked)))
         .collect()
-}
-
-pub(super) fn show(body: &RecordBody) -> String {
-    match body {
-        RecordBody::RolloutStarted { plan, .. } => {
-            format!("{} starts, generation {}", plan.id, plan.generation)
-        }
-        RecordBody::MigrationDone { service, .. } => {
-            format!("the migration of {service} is done, somebody says")
-        }
-        RecordBody::RolloutAdopted { charter, .. } => format!("{} is adopted", charter.plan.id),
-        RecordBody::ActionStarted { action, .. } => match action.release() {
-            Some(release) => {
-                let number = super::site::of_release(release).1;
-                format!("begin to {} {} (v{number})", action.verb(), action.instance())
-            }
-            None => format!("begin to {} {}", action.verb(), action.instance()),
-        },
-        RecordBody::ActionFinished { action, result, .. } => {
-            let how = match result {
-                ActionResult::Succeeded => "done".to_owned(),
-                ActionResult::Failed { why, blame } => format!("failed ({blame:?}): {why}"),
-            };
-            format!("{} {}: {how}", action.verb(), action.instance())
-        }
-        RecordBody::Noted { note, .. } => format!("{note:?}"),
-        RecordBody::OperatorAsked { request, .. } => format!("the operator asks: {request:?}"),
-        RecordBody::RolloutEnded { outcome, .. } => format!("ended: {outcome:?}"),
-        RecordBody::ReleaseMarked { bad, .. } => format!("marked: {bad:?}"),
-    }
 }

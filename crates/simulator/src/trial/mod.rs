@@ -12,15 +12,22 @@
 //! Not in here: the bytes of releases, secrets, several record logs, and how an ssh connection breaks in detail.
 
 mod agent;
+mod care;
 mod check;
 mod controller;
+mod faults;
 mod host;
+mod ledger;
+mod log;
+mod look;
 mod numbers;
 mod operator;
 mod perform;
+mod prepare;
 mod scenario;
 mod shrink;
 mod site;
+mod switch;
 mod traffic;
 #[expect(clippy::module_inception, reason = "the trial is what this module is about")]
 mod trial;

@@ -3,12 +3,11 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
-use greenlight_model::action::{Blame, Verb};
 use greenlight_model::host::{LEDGER_VERSION, Ledger};
 use greenlight_model::id::{Generation, ProcessName};
 use greenlight_model::record::{History, Record};
 use greenlight_model::rollout::{Direction, OperatorRequest};
-use greenlight_model::traffic::{Admission, BalancerReport};
+use greenlight_model::traffic::BalancerReport;
 
 use super::agent::{Answered, From, Purpose, Request, Task};
 use super::check::{Checker, Violation};
@@ -19,10 +18,6 @@ use super::scenario::{FaultKind, Ms, SAFETY_ENDS_MS, Scenario};
 use super::site::{Site, release};
 use super::traffic::{BalancerTruth, CLIENTS_INTERVAL_MS, Command, HEALTH_INTERVAL_MS};
 
-/// How long the rollout has to end once everything is mended, and again once it is aborted.
-const LIVENESS_MS: Ms = 240_000;
-/// How often the operator looks whether somebody has to be resumed or aborted once everything is mended.
-const CARE_INTERVAL_MS: Ms = 1_000;
 /// Steps after which a simulation is broken off: one that does so much in so little time goes round in circles.
 const EVENTS_MAX: u64 = 4_000_000;
 
@@ -123,7 +118,7 @@ pub(super) struct Trial<'s> {
     pub(super) log: Vec<Record>,
     pub(super) history: History,
     /// Faults that are happening, by index.
-    active: BTreeSet<usize>,
+    pub(super) active: BTreeSet<usize>,
     pub(super) controller_clock_ms: i64,
     pub(super) is_mended: bool,
     /// When the rollout has to have ended, once everything is mended.
@@ -138,7 +133,7 @@ pub(super) struct Trial<'s> {
 }
 
 impl<'s> Trial<'s> {
-    fn new(scenario: &'s Scenario, with_trace: bool) -> Self {
+    pub(super) fn new(scenario: &'s Scenario, with_trace: bool) -> Self {
         let site = Site::new(scenario);
         let hosts = (0..scenario.hosts).map(|_| host(scenario)).collect();
         let balancers = site
@@ -181,7 +176,7 @@ impl<'s> Trial<'s> {
         }
     }
 
-    fn run(mut self) -> Report {
+    pub(super) fn run(mut self) -> Report {
         for (index, fault) in self.scenario.faults.iter().enumerate() {
             self.at(fault.at, Event::FaultBegins(index));
         }
@@ -284,295 +279,8 @@ impl<'s> Trial<'s> {
         }
     }
 
-    fn fault_begins(&mut self, index: usize) {
-        let fault = &self.scenario.faults[index];
-        self.say(|_| format!("fault: {:?} for {} ms", fault.kind, fault.lasts));
-        let mut is_window = false;
-        match fault.kind.clone() {
-            FaultKind::KillController { boundaries, then } => {
-                let lasts = fault.lasts;
-                let alive = self.controllers.iter_mut().rev().find(|controller| controller.is_alive);
-                let Some(controller) = alive else { return };
-                controller.dies_after = Some((boundaries, lasts, then));
-            }
-            FaultKind::SecondController => {
-                self.check.has_two = true;
-                let machine = 1 + self.controllers.iter().map(|one| one.machine).max().unwrap_or(0);
-                self.take_over(machine, Some(OperatorRequest::Resume));
-            }
-            FaultKind::Crash { host, keeps_disk } => self.host_crashes(host, keeps_disk, fault.lasts),
-            FaultKind::CrashAtWrite { host, keeps_new } => {
-                self.hosts[host].crashes_at_write = Some((fault.lasts, keeps_new));
-                // It is counted when it happens.
-                return;
-            }
-            FaultKind::RestartBalancer { balancer, has_state } => self.restart_balancer(balancer, has_state),
-            FaultKind::ByHand { balancer, host, admission } => self.set_by_hand(balancer, host, admission),
-            FaultKind::AgentKilled { host } => {
-                self.agents_die(host, false);
-                self.hit_all(host);
-            }
-            FaultKind::HostClock { host, by_ms } => {
-                self.hosts[host].clock_ms += by_ms;
-                self.check.has_clock_jumps = true;
-            }
-            FaultKind::ControllerClock { by_ms } => {
-                self.controller_clock_ms += by_ms;
-                self.check.has_clock_jumps = true;
-            }
-            FaultKind::ProcessDies { host, service } => {
-                if let Some(process) = self.hosts[host].instances[service].process {
-                    self.process_ends(host, service, process.serial);
-                }
-            }
-            FaultKind::Asks(request) => self.operator_asks(request),
-            FaultKind::Deploys { release } => self.deploy(0, release),
-            FaultKind::MarksBad { release } => self.mark_bad(release),
-            FaultKind::LedgerDamaged { host } => {
-                self.hosts[host].instances.iter_mut().for_each(|truth| truth.is_damaged = true);
-                self.hit_all(host);
-                is_window = true;
-            }
-            FaultKind::Cut { host, .. } => {
-                self.hit_all(host);
-                is_window = true;
-            }
-            FaultKind::Messages { .. } => {
-                self.check.has_weather = true;
-                is_window = true;
-            }
-            FaultKind::DiskFull { host }
-            | FaultKind::CommandFails { host, .. }
-            | FaultKind::CommandHangs { host, .. } => {
-                self.hit_all(host);
-                is_window = true;
-            }
-            FaultKind::CutBalancer { .. } | FaultKind::Gate => is_window = true,
-            FaultKind::BadRelease { .. } => {}
-        }
-        if is_window {
-            self.active.insert(index);
-            self.after(fault.lasts, Event::FaultEnds(index));
-        }
-        self.count(fault.kind.name());
-    }
-
-    fn fault_ends(&mut self, index: usize) {
-        if !self.active.remove(&index) {
-            return;
-        }
-        match &self.scenario.faults[index].kind {
-            FaultKind::LedgerDamaged { host } => {
-                self.hosts[*host].instances.iter_mut().for_each(|truth| truth.is_damaged = false);
-                self.hit_all(*host);
-            }
-            FaultKind::Cut { host, .. } => {
-                // What was connected over it has broken.
-                for controller in 0..self.controllers.len() {
-                    self.connection_ends(controller, Some(*host));
-                }
-                self.hit_all(*host);
-            }
-            FaultKind::DiskFull { host } | FaultKind::CommandHangs { host, .. } => self.hit_all(*host),
-            _ => {}
-        }
-    }
-
-    pub(super) fn host_crashes(&mut self, host: usize, keeps_disk: bool, lasts: Ms) {
-        if !self.hosts[host].is_up {
-            return;
-        }
-        self.say(|trial| format!("{} loses power", trial.site.hosts[host]));
-        self.agents_die(host, true);
-        let crashed = &mut self.hosts[host];
-        crashed.is_up = false;
-        crashed.boots += 1;
-        for truth in &mut crashed.instances {
-            truth.process = None;
-            truth.lock = None;
-            truth.guard_serial = None;
-            truth.serial += 1;
-            if !keeps_disk {
-                let serial = truth.serial;
-                let ledger = Ledger { version: LEDGER_VERSION, ..Ledger::default() };
-                *truth = InstanceTruth { ledger, serial, ..InstanceTruth::default() };
-            }
-        }
-        for service in 0..self.scenario.services.len() {
-            self.cut_sessions(host, service);
-        }
-        self.hit_all(host);
-        self.after(lasts, Event::HostReturns(host));
-    }
-
-    fn host_returns(&mut self, host: usize) {
-        self.say(|trial| format!("{} has power again", trial.site.hosts[host]));
-        self.hosts[host].is_up = true;
-        self.hit_all(host);
-        for service in 0..self.scenario.services.len() {
-            let linked = self.hosts[host].instances[service].linked;
-            if let Some(linked) = linked
-                && self.scenario.starts_at_boot
-                && self.scenario.services[service].has_process
-            {
-                self.start(host, service, linked);
-            }
-        }
-    }
-
-    /// Everything outside Greenlight is mended.
-    fn mend(&mut self) {
-        self.say(|_| "everything is mended".to_owned());
-        self.is_mended = true;
-        for index in std::mem::take(&mut self.active) {
-            self.active.insert(index);
-            self.fault_ends(index);
-        }
-        self.active.clear();
-        for host in 0..self.hosts.len() {
-            self.hosts[host].crashes_at_write = None;
-            if !self.hosts[host].is_up {
-                self.host_returns(host);
-            }
-        }
-        for balancer in 0..self.balancers.len() {
-            for host in 0..self.hosts.len() {
-                let by_hand = self.balancers[balancer].servers[host]
-                    .is_some_and(|server| server.is_foreign && server.admission != Admission::Ready);
-                if by_hand {
-                    // Whoever took it out lets it in again.
-                    self.set_by_hand(balancer, host, Admission::Ready);
-                }
-            }
-        }
-        self.restart_the_dead();
-        self.deadline = self.now + LIVENESS_MS;
-        self.after(CARE_INTERVAL_MS, Event::Care);
-    }
-
-    /// What a fault ended outside the rollout's reach, somebody starts again.
-    fn restart_the_dead(&mut self) {
-        let open = self.history.open_rollout(&self.site.environment.name).cloned();
-        for host in 0..self.hosts.len() {
-            for service in 0..self.scenario.services.len() {
-                let Some(instance) = self.site.instances[host][service].clone() else { continue };
-                let truth = &self.hosts[host].instances[service];
-                let (linked, process, lock) = (truth.linked, truth.process, truth.lock);
-                let is_touched = open.as_ref().is_some_and(|open| open.touched.contains(&instance));
-                if let Some(linked) = linked
-                    && process.is_none()
-                    && lock.is_none()
-                    && !is_touched
-                    && self.scenario.services[service].has_process
-                {
-                    self.hit(host, service);
-                    self.start(host, service, linked);
-                }
-            }
-        }
-    }
-
-    /// Once everything is mended: whoever is responsible looks after the rollout until it has ended.
-    fn care(&mut self) {
-        self.after(CARE_INTERVAL_MS, Event::Care);
-        let Some(open) = self.history.open_rollout(&self.site.environment.name) else { return };
-        let is_held = open.held.is_some();
-        let is_driven = self.controllers.iter().any(|controller| controller.is_alive);
-        if self.now > self.deadline {
-            self.check_waits();
-            if self.report.violation.is_some() {
-                return;
-            }
-            if self.has_aborted {
-                self.violation("does not end", |trial| trial.why_not_ended());
-                return;
-            }
-            self.abort_at_last();
-            return;
-        }
-        if is_driven {
-            return;
-        }
-        if is_held {
-            if self.resumes_left == 0 {
-                self.abort_at_last();
-                return;
-            }
-            self.resumes_left -= 1;
-        }
-        self.take_over(0, Some(OperatorRequest::Resume));
-    }
-
-    fn abort_at_last(&mut self) {
-        self.has_aborted = true;
-        self.deadline = self.now + LIVENESS_MS;
-        self.take_over(0, Some(OperatorRequest::Abort));
-    }
-
     pub(super) fn count(&mut self, kind: &'static str) {
         *self.report.faults.entry(kind).or_default() += 1;
-    }
-
-    pub(super) fn active(&self) -> impl Iterator<Item = &FaultKind> {
-        self.active.iter().map(|index| &self.scenario.faults[*index].kind)
-    }
-
-    pub(super) fn is_disk_full(&self, host: usize) -> bool {
-        self.active().any(|kind| matches!(kind, FaultKind::DiskFull { host: full } if *full == host))
-    }
-
-    pub(super) fn hangs(&self, host: usize, verb: Verb) -> bool {
-        self.active().any(|kind| {
-            matches!(kind, FaultKind::CommandHangs { host: at, verb: hanging } if *at == host && *hanging == verb)
-        })
-    }
-
-    pub(super) fn command_fails(&self, host: usize, verb: Verb) -> Option<Blame> {
-        self.active().find_map(|kind| match kind {
-            FaultKind::CommandFails { host: at, verb: failing, blame } if *at == host && *failing == verb => {
-                Some(*blame)
-            }
-            _ => None,
-        })
-    }
-
-    pub(super) fn is_cut(&self, host: usize, inwards: bool) -> bool {
-        self.active().any(|kind| {
-            matches!(kind, FaultKind::Cut { host: at, to, from } if *at == host && if inwards { *to } else { *from })
-        })
-    }
-
-    pub(super) fn is_balancer_cut(&self, balancer: usize) -> bool {
-        self.active().any(|kind| matches!(kind, FaultKind::CutBalancer { balancer: cut } if *cut == balancer))
-    }
-
-    pub(super) fn is_gate_amber(&self) -> bool {
-        self.active().any(|kind| *kind == FaultKind::Gate)
-    }
-
-    fn weather(&self) -> (u64, u64, Ms) {
-        let mut weather = (0, 0, 0);
-        for kind in self.active() {
-            if let FaultKind::Messages { lost, repeated, late } = kind {
-                weather = (weather.0.max(*lost), weather.1.max(*repeated), weather.2.max(*late));
-            }
-        }
-        weather
-    }
-
-    pub(super) fn is_lost(&mut self) -> bool {
-        let (lost, _, _) = self.weather();
-        lost > 0 && self.numbers.chance(lost)
-    }
-
-    pub(super) fn is_repeated(&mut self) -> bool {
-        let (_, repeated, _) = self.weather();
-        repeated > 0 && self.numbers.chance(repeated)
-    }
-
-    pub(super) fn latency(&mut self, _controller: usize) -> Ms {
-        let (_, _, late) = self.weather();
-        self.numbers.between(1, 15) + if late > 0 { self.numbers.below(late) } else { 0 }
     }
 
     /// An agent's answer goes back to whoever asked.
@@ -605,7 +313,7 @@ impl<'s> Trial<'s> {
     }
 }
 
-fn host(scenario: &Scenario) -> Host {
+pub(super) fn host(scenario: &Scenario) -> Host {
     let instances = scenario.services.iter().enumerate().map(|(service, shape)| {
         let runs = (!scenario.is_first).then(|| release(service, 1));
         let before = (!scenario.is_first).then(|| release(service, 0));

@@ -1,0 +1,93 @@
+//! The turns that a rollout takes: waves called proven, hosts left out, holds.
+
+use std::collections::BTreeSet;
+
+use greenlight_model::action::Verb;
+use greenlight_model::host::LedgerEvent;
+use greenlight_model::id::{Instance, RolloutId};
+use greenlight_model::rollout::Note;
+
+use super::super::trial::Trial;
+use super::turn_back;
+
+impl Trial<'_> {
+    pub(super) fn noted(&mut self, rollout: &RolloutId, note: &Note) {
+        let now = self.now;
+        match note {
+            Note::WaveProven { wave } => {
+                let complaint = self.check.rollouts.get(rollout).and_then(|seen| {
+                    let not_good = |instance: &&Instance| {
+                        let (host, service) = self.site.place(instance);
+                        let Some(target) = seen.plan.targets.get(&instance.service) else { return false };
+                        !seen.left_out.contains_key(*instance)
+                            && !self.is_good(host, service, *target)
+                            && !self.is_beyond_us(host, service)
+                    };
+                    seen.plan.waves[*wave].instances.iter().find(not_good).cloned()
+                });
+                if let Some(instance) = complaint {
+                    self.violation("wave", |_| {
+                        format!("wave {} is called proven, and {instance} is not", wave + 1)
+                    });
+                }
+                if let Some(seen) = self.check.rollouts.get_mut(rollout) {
+                    seen.waves_proven.insert(*wave, now);
+                }
+            }
+            Note::LeaveOut { instance, .. } => {
+                let budget = usize::try_from(self.scenario.failure_budget).unwrap_or(usize::MAX);
+                let Some(seen) = self.check.rollouts.get_mut(rollout) else { return };
+                seen.left_out.insert(instance.clone(), now);
+                seen.failures.retain(|(failed, _), _| failed != instance);
+                let hosts: BTreeSet<_> = seen.left_out.keys().map(|instance| &instance.host).collect();
+                let count = hosts.len();
+                let of_service = |one: &&Instance| one.service == instance.service;
+                let is_last =
+                    seen.plan.baseline.keys().filter(of_service).all(|one| seen.left_out.contains_key(one));
+                if count > budget {
+                    self.violation("budget", |_| format!("{count} hosts are left out, and {budget} may be"));
+                } else if is_last {
+                    self.violation("budget", |_| {
+                        format!("the last instance of a service, {instance}, is left out")
+                    });
+                }
+                self.check_excuse(&format!("{instance} is left out"));
+            }
+            Note::TurnBack { .. } => {
+                if let Some(seen) = self.check.rollouts.get_mut(rollout) {
+                    turn_back(seen, now);
+                }
+                self.check_excuse("it turns back");
+            }
+            Note::Hold { why } => {
+                let begun = LedgerEvent::MigrationBegun;
+                let is_known_to_a_host = || {
+                    self.hosts
+                        .iter()
+                        .flat_map(|host| &host.instances)
+                        .any(|truth| truth.ledger.history.iter().any(|entry| entry.event == begun))
+                };
+                let Some(seen) = self.check.rollouts.get(rollout) else { return };
+                let is_begun = seen.started.keys().any(|action| action.verb() == Verb::Migrate);
+                if why.contains("migration of")
+                    && why.contains("is not known")
+                    && !is_begun
+                    && !is_known_to_a_host()
+                {
+                    self.violation("reasons", |_| format!("it holds, and this is not true: {why}"));
+                }
+                if let Some(seen) = self.check.rollouts.get_mut(rollout) {
+                    seen.is_held = true;
+                }
+                self.check_excuse("it holds");
+            }
+        }
+    }
+
+    /// Without any fault nothing fails.
+    fn check_excuse(&mut self, what: &str) {
+        if self.scenario.faults.is_empty() {
+            self.violation("no fault", |_| format!("{what}, and nothing went wrong"));
+        }
+    }
+}
