@@ -14,6 +14,7 @@ use greenlight_model::fleet::{Environment, Fleet};
 
 use greenlight_model::id::{EnvironmentName, VariableName};
 use greenlight_store::Log;
+use tokio::runtime::Runtime;
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure, Mistakes};
@@ -108,10 +109,18 @@ impl Project {
         environment: &Environment,
         log: &Log,
     ) -> Result<(Arc<Gatherer>, Gathered), Failure> {
-        let hosts = self.hosts(environment)?;
+        Ok(self.gather_over(self.hosts(environment)?, environment, log).await)
+    }
+
+    async fn gather_over(
+        &self,
+        hosts: Arc<Hosts>,
+        environment: &Environment,
+        log: &Log,
+    ) -> (Arc<Gatherer>, Gathered) {
         let gatherer = Arc::new(Gatherer::new(environment, &self.fleet.services, log.history(), hosts));
         let gathered = gatherer.gather().await;
-        Ok((gatherer, gathered))
+        (gatherer, gathered)
     }
 
     /// The releases and the secrets that an environment's services need.
@@ -146,6 +155,37 @@ impl Project {
             .flat_map(|service| service.secrets.iter().cloned())
             .collect();
         greenlight_controller::resolve_secrets(&self.fleet, &names, &self.directory)
+    }
+}
+
+/// An environment whose hosts a command talks to more than once: each is connected when it is first needed, and stays so
+/// until this is gone.
+pub(crate) struct Connected<'a> {
+    pub(crate) project: &'a Project,
+    pub(crate) environment: &'a Environment,
+    hosts: Arc<Hosts>,
+    runtime: Runtime,
+}
+
+impl<'a> Connected<'a> {
+    /// Nothing is connected yet.
+    pub(crate) fn new(project: &'a Project, environment: &'a Environment) -> Result<Self, Failure> {
+        Ok(Self { project, environment, hosts: project.hosts(environment)?, runtime: runtime()? })
+    }
+
+    /// Asks every host and balancer.
+    pub(crate) async fn gather(&self, log: &Log) -> (Arc<Gatherer>, Gathered) {
+        self.project.gather_over(Arc::clone(&self.hosts), self.environment, log).await
+    }
+
+    /// Runs what talks to the hosts to its end.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Lets go of the hosts at once, whatever is under way on a connection.
+    pub(crate) fn end(self) {
+        self.runtime.shutdown_background();
     }
 }
 
@@ -201,7 +241,7 @@ fn account(accounts: &str, uid: u32) -> Option<&str> {
 }
 
 /// The runtime that commands talk to hosts on.
-pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -16,22 +16,21 @@ use jiff::SignedDuration;
 use crate::commands::operate::append;
 use crate::failure::{Exit, Failure};
 use crate::printer::Printer;
-use crate::project::{Project, runtime};
+use crate::project::Connected;
 
 /// Finds the rollout that holds the environment's hosts, waits until its controller cannot be at work any more, and
 /// writes to the record log how far it is. None when nothing holds them.
 pub(crate) fn take_over(
-    project: &Project,
-    environment: &Environment,
+    connected: &Connected<'_>,
     log: &mut Log,
     request: OperatorRequest,
     printer: &Printer,
 ) -> Result<Option<RolloutId>, Failure> {
     let failed = |error: adopt::AdoptError| Failure::from_error(Exit::Failed, &error);
-    let runtime = runtime()?;
-    let (gatherer, gathered) = runtime.block_on(project.gather(environment, log))?;
+    let Connected { project, environment, .. } = connected;
+    let (gatherer, gathered) = connected.block_on(connected.gather(log));
     let Some(first) = only(environment, log, &gathered)? else { return Ok(None) };
-    let gathered = runtime.block_on(outlive(environment, &gatherer, &first, printer));
+    let gathered = connected.block_on(outlive(environment, &gatherer, &first, printer));
     let Some(elsewhere) = only(environment, log, &gathered)?.filter(|now| now.rollout == first.rollout)
     else {
         return Err(Failure::new(Exit::Failed, format!("{} ended meanwhile, elsewhere", first.rollout))
@@ -51,7 +50,7 @@ pub(crate) fn take_over(
         )
         .help("hold or abort it where it was begun"));
     }
-    let charter = runtime.block_on(adopt::charter(&gatherer, &elsewhere)).map_err(failed)?;
+    let charter = connected.block_on(adopt::charter(&gatherer, &elsewhere)).map_err(failed)?;
     if request == OperatorRequest::Resume {
         let depot = project.depot()?;
         let releases = depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;

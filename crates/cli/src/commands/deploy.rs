@@ -22,7 +22,7 @@ use crate::commands::{build, releases, roll};
 use crate::describe;
 use crate::failure::{Exit, Failure};
 use crate::printer::{Printer, Verbosity};
-use crate::project::{Project, runtime};
+use crate::project::{Connected, Project};
 
 pub(crate) fn plan(global: &Global, plan: &Plan, printer: &Printer) -> Result<Exit, Failure> {
     let project = Project::open(global, printer)?;
@@ -55,8 +55,9 @@ fn start(
         Direction::Forward => forward_targets(project, environment, wanted, &depot, printer)?,
         Direction::Back => back_targets(environment, wanted, &depot, &log)?,
     };
-    let prepared =
-        preview(project, environment, &log, &depot, targets, wanted_hosts(environment, wanted)?, direction)?;
+    let hosts = wanted_hosts(environment, wanted)?;
+    let connected = Connected::new(project, environment)?;
+    let prepared = preview(&connected, &log, &depot, targets, hosts, direction)?;
     show(&prepared, direction, printer, consent);
     let shut: Vec<&greenlight_model::world::Gate> =
         prepared.world.gates.iter().filter(|gate| !matches!(gate.light, Light::Green { .. })).collect();
@@ -86,7 +87,7 @@ fn start(
         &mut log,
         &RecordBody::RolloutStarted { plan: prepared.plan, services: prepared.services },
     )?;
-    roll::run(project, environment, log, &id, artifacts, lease, printer)
+    roll::run(connected, log, &id, artifacts, lease, printer)
 }
 
 fn lease(project: &Project, environment: &Environment) -> Result<ControllerLease, Failure> {
@@ -196,8 +197,7 @@ fn wanted_hosts(environment: &Environment, wanted: &Targets) -> Result<BTreeSet<
 }
 
 fn preview(
-    project: &Project,
-    environment: &Environment,
+    connected: &Connected<'_>,
     log: &Log,
     depot: &Depot,
     targets: BTreeMap<ServiceName, ReleaseId>,
@@ -205,7 +205,8 @@ fn preview(
     direction: Direction,
 ) -> Result<Prepared, Failure> {
     let releases = depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
-    let (_, gathered) = runtime()?.block_on(project.gather(environment, log))?;
+    let Connected { project, environment, .. } = connected;
+    let (_, gathered) = connected.block_on(connected.gather(log));
     let wanted =
         Wanted { environment: environment.name.clone(), direction, targets, hosts, by: project.by.clone() };
     let now = clock::now();

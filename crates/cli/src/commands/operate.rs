@@ -12,7 +12,7 @@ use crate::args::{Abort, Global, Operator, Resume};
 use crate::commands::{adopt, roll};
 use crate::failure::{Exit, Failure};
 use crate::printer::Printer;
-use crate::project::Project;
+use crate::project::{Connected, Project};
 
 pub(crate) fn hold(global: &Global, operator: &Operator, printer: &Printer) -> Result<Exit, Failure> {
     let project = Project::open(global, printer)?;
@@ -45,10 +45,11 @@ fn take_over(
 ) -> Result<Exit, Failure> {
     let project = Project::open(global, printer)?;
     let environment = project.environment(&operator.environment)?;
+    let connected = Connected::new(&project, environment)?;
     let mut log = project.log()?;
     let rollout = match log.history().open_rollout(&operator.environment) {
         Some(open) => open.plan.id.clone(),
-        None => adopt::take_over(&project, environment, &mut log, request, printer)?
+        None => adopt::take_over(&connected, &mut log, request, printer)?
             .ok_or_else(|| none_is_open(&operator.environment))?,
     };
     for service in migrations_done {
@@ -63,7 +64,7 @@ fn take_over(
                 true => project.artifacts_for_the_way_back(environment, printer)?,
                 false => project.artifacts(environment)?,
             };
-            roll::run(&project, environment, log, &rollout, artifacts, lease, printer)
+            roll::run(connected, log, &rollout, artifacts, lease, printer)
         }
         Err(LeaseError::Taken { pid, .. }) => {
             let does = if request == OperatorRequest::Abort { "turns back" } else { "goes on" };

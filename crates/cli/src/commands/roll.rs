@@ -19,31 +19,30 @@ use crate::describe;
 use crate::failure::{Exit, Failure};
 use crate::live::Live;
 use crate::printer::Printer;
-use crate::project::{Project, runtime};
+use crate::project::Connected;
 
 /// What may wait for the loop: a hold and a detach. Whatever comes after those waits outside.
 const INTERRUPTS_QUEUED_MAX: usize = 2;
 
 /// Drives an open rollout. The lease says that no other controller of this machine does.
 pub(crate) fn run(
-    project: &Project,
-    environment: &Environment,
+    connected: Connected<'_>,
     log: Log,
     rollout: &RolloutId,
     artifacts: Artifacts,
     lease: ControllerLease,
     printer: &Printer,
 ) -> Result<Exit, Failure> {
+    let Connected { project, environment, .. } = connected;
     let releases = artifacts.depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let instances: Vec<Instance> = environment.instances().collect();
     let live = Live::new(printer, &releases, &instances);
     let mut silent = BTreeSet::new();
-    let runtime = runtime()?;
-    let ended = runtime.block_on(async {
+    let ended = connected.block_on(async {
         let (sender, mut interrupts) = interrupts(&live)?;
         let mut is_held = false;
         let (gatherer, gathered) = tokio::select! {
-            gathered = project.gather(environment, &log) => gathered?,
+            gathered = connected.gather(&log) => gathered,
             () = let_go(&mut interrupts, &mut is_held) => return Ok(Ended::Detached(Vec::new())),
         };
         if is_held {
@@ -67,7 +66,7 @@ pub(crate) fn run(
     });
     live.finish();
     // What is still under way on a connection ends with it; the hosts finish what they were told.
-    runtime.shutdown_background();
+    connected.end();
     drop(lease);
     let ended = ended?;
     let mut log = project.log()?;
