@@ -318,6 +318,10 @@ pub(crate) struct Router {
     /// The backends to begin with, as JSON.
     #[arg(long, value_name = "PATH")]
     pub(crate) state: Option<PathBuf>,
+    /// Where the state is kept over a restart, and with it an alert that holds the canary. What is there is used instead
+    /// of --state unless it is older.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) keep: Option<PathBuf>,
     /// Where each request is logged, as JSON lines.
     #[arg(long, value_name = "PATH")]
     pub(crate) access_log: Option<PathBuf>,

@@ -40,7 +40,7 @@ impl Bed {
             health: None,
         };
         let backends = vec![backend("web1", &first, 100), backend("second", &second, 50)];
-        let router = Router::start(config, RouterState { generation: 1, backends }).unwrap();
+        let router = Router::start(config, RouterState::new(1, backends)).unwrap();
         let bed = Self { router, directory, first, _second: second };
         until(&bed.driver(&["web1", "web2"]), "both are up", |servers| {
             servers.values().all(|server| server.health == ServerHealth::Up)

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::balance::Reason;
+
 /// A buffer is handed over when it holds this much.
 const FLUSH_BYTES: usize = 32 * 1024;
 /// Buffers that wait for the writer: 64 × 32 KiB bounds the memory at 2 MiB, half a second of very heavy traffic.
@@ -38,6 +40,12 @@ pub(crate) struct AccessLine<'a> {
     pub(crate) backend: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) release: Option<&'a str>,
+    /// That release was on trial.
+    #[serde(rename = "canary", skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_canary: bool,
+    /// What decided that it went there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) chosen_by: Option<Reason>,
     /// How often the request was moved to another connection before this answer.
     pub(crate) retried: u32,
     pub(crate) request_id: &'a str,

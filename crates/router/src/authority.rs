@@ -4,46 +4,51 @@
 //! before the next is looked at, and before it is answered. So whoever was told that a backend drains knows that no
 //! core gives it another request.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::balance::{Backend, EntrySpec, TableSpec};
+use crate::affinity::Affinity;
+use crate::balance::{Backend, EntrySpec, Random, TableSpec};
+use crate::canary::{
+    Alert, AlertRaised, CanaryChange, CanaryStatus, Enabling, Lease, Renewal, millis, validate_lease,
+};
 use crate::config::RouterConfig;
+use crate::counts::{CountRow, CountsBy, CountsRequest, MAX_OVER_BOUNDS, RouterCounts, latency_bounds_us};
 use crate::health::keep_checking;
-use crate::protocol::ControlError;
-use crate::state::{BackendChange, BackendSpec, BackendState, Health, RouterSnapshot, RouterState};
+use crate::keep::Kept;
+use crate::protocol::{ControlAnswer, ControlError, ControlErrorKind, ControlRequest};
+use crate::routes::Routes;
+use crate::state::{
+    BackendSpec, BackendState, Health, RouterSnapshot, RouterState, StateError, raised, validate_words,
+};
 use crate::worker::{WorkerCommand, WorkerCounts};
 
 /// Commands that wait; senders wait beyond that.
 pub(crate) const QUEUED_COMMANDS: usize = 16;
 
-pub(crate) type Reply = oneshot::Sender<Result<RouterSnapshot, ControlError>>;
-
 /// What can be asked of a running router.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Get(Reply),
-    Set(RouterState, Reply),
-    Change(BackendChange, Reply),
+    Ask(Box<ControlRequest>, oneshot::Sender<ControlAnswer>),
     /// Stop within the time; the answer is the number of connections that were cut.
     Stop(Duration, oneshot::Sender<u64>),
 }
 
 impl Command {
-    /// Sends `command` and waits for its reply.
-    pub(crate) async fn send(
-        commands: &mpsc::Sender<Self>,
-        command: Self,
-        replied: oneshot::Receiver<Result<RouterSnapshot, ControlError>>,
-    ) -> Result<RouterSnapshot, ControlError> {
-        let gone = || ControlError::unavailable("the router is shutting down");
-        commands.send(command).await.map_err(|_| gone())?;
-        replied.await.map_err(|_| gone())?
+    /// Asks and waits for the answer.
+    pub(crate) async fn ask(commands: &mpsc::Sender<Self>, request: ControlRequest) -> ControlAnswer {
+        let (reply, replied) = oneshot::channel();
+        let sent = commands.send(Self::Ask(Box::new(request), reply)).await;
+        let answer = if sent.is_ok() { replied.await.ok() } else { None };
+        answer
+            .unwrap_or_else(|| ControlAnswer::Error(ControlError::unavailable("the router is shutting down")))
     }
 }
 
@@ -58,12 +63,24 @@ pub(crate) struct WorkerLink {
 #[derive(Debug)]
 pub(crate) struct Authority {
     state: RouterState,
+    alert: Option<Alert>,
     /// In the order of `state.backends`.
     members: Vec<Member>,
+    routes: Arc<Routes>,
     workers: Vec<WorkerLink>,
-    config: Arc<RouterConfig>,
-    listen: SocketAddr,
-    log_lines_dropped: Arc<AtomicU64>,
+    setup: AuthoritySetup,
+    /// Tells readers of counts that these are not those of the router before.
+    instance: u64,
+}
+
+/// What an authority is made of.
+#[derive(Debug)]
+pub(crate) struct AuthoritySetup {
+    pub(crate) config: Arc<RouterConfig>,
+    pub(crate) listen: SocketAddr,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) started: Instant,
+    pub(crate) log_lines_dropped: Arc<AtomicU64>,
 }
 
 /// A backend with its checker. The checker ends with it.
@@ -71,6 +88,8 @@ pub(crate) struct Authority {
 struct Member {
     backend: Arc<Backend>,
     checker: Option<Checker>,
+    /// The generation with which its present row of counts began.
+    counted_since: u64,
 }
 
 #[derive(Debug)]
@@ -83,21 +102,39 @@ impl Drop for Checker {
 }
 
 impl Authority {
-    /// Begins with an empty state, which `first` replaces on all workers.
+    /// Begins with an empty state, which `first` replaces on all workers. What was `kept` from before a restart is used
+    /// instead unless it is older; its canary has no share until it is set again.
     ///
     /// # Errors
     /// When a worker has ended.
     pub(crate) async fn begin(
         first: RouterState,
+        kept: Option<Kept>,
         workers: Vec<WorkerLink>,
-        config: Arc<RouterConfig>,
-        listen: SocketAddr,
-        log_lines_dropped: Arc<AtomicU64>,
+        setup: AuthoritySetup,
     ) -> Result<Self, ControlError> {
-        let empty = RouterState { generation: first.generation, backends: Vec::new() };
-        let mut authority =
-            Self { state: empty, members: Vec::new(), workers, config, listen, log_lines_dropped };
-        authority.apply(first).await?;
+        let mut authority = Self {
+            state: RouterState::new(first.generation, Vec::new()),
+            alert: None,
+            members: Vec::new(),
+            routes: Arc::default(),
+            workers,
+            setup,
+            instance: Random::seeded().next(),
+        };
+        let (state, is_kept) = match kept {
+            Some(kept) => {
+                authority.alert = kept.alert;
+                authority.setup.lease.set_held(authority.alert.is_some());
+                if kept.state.generation >= first.generation { (kept.state, true) } else { (first, false) }
+            }
+            None => (first, false),
+        };
+        state.permitted_by(authority.alert.as_ref())?;
+        authority.apply(state).await?;
+        if !is_kept {
+            authority.lend();
+        }
         Ok(authority)
     }
 
@@ -108,32 +145,133 @@ impl Authority {
         mut commands: mpsc::Receiver<Command>,
     ) -> Option<(u64, oneshot::Sender<u64>)> {
         while let Some(command) = commands.recv().await {
-            // Whoever asked may have gone away; the command is carried out all the same.
             match command {
-                Command::Get(reply) => drop(reply.send(Ok(self.snapshot()))),
-                Command::Set(next, reply) => drop(reply.send(self.set(next).await)),
-                Command::Change(change, reply) => drop(reply.send(self.change(change).await)),
+                Command::Ask(request, reply) => {
+                    let answer = self.answer(*request).await.unwrap_or_else(ControlAnswer::Error);
+                    // Whoever asked may have gone away; the command is carried out all the same.
+                    let _ = reply.send(answer);
+                }
                 Command::Stop(within, stopped) => return Some((self.stop(within).await, stopped)),
             }
         }
         None
     }
 
-    async fn set(&mut self, next: RouterState) -> Result<RouterSnapshot, ControlError> {
-        if self.state.admits(&next)? {
-            self.apply(next).await?;
+    async fn answer(&mut self, request: ControlRequest) -> Result<ControlAnswer, ControlError> {
+        match request {
+            ControlRequest::Get(_) => {}
+            ControlRequest::Set(next) => self.set(next).await?,
+            ControlRequest::Backend(change) => {
+                let next = self.state.changed(change)?;
+                next.permitted_by(self.alert.as_ref())?;
+                self.apply(next).await?;
+            }
+            ControlRequest::Canary(change) => self.set_canary(change).await?,
+            ControlRequest::Renew(renewal) => self.renew(&renewal)?,
+            ControlRequest::Conclude(conclusion) => {
+                let next = self.state.concluded(&conclusion, self.alert.as_ref())?;
+                self.apply(next).await?;
+                self.setup.lease.revoke();
+            }
+            ControlRequest::Alert(alert) => self.hold(alert).await?,
+            ControlRequest::Enable(enabling) => self.enable(&enabling)?,
+            ControlRequest::Counts(request) => return self.counts(&request).await.map(ControlAnswer::Counts),
         }
-        Ok(self.snapshot())
+        Ok(ControlAnswer::Ok(Box::new(self.snapshot())))
     }
 
-    async fn change(&mut self, change: BackendChange) -> Result<RouterSnapshot, ControlError> {
-        let next = self.state.changed(change)?;
+    async fn set(&mut self, next: RouterState) -> Result<(), ControlError> {
+        if !self.state.admits(&next)? {
+            return Ok(());
+        }
+        next.permitted_by(self.alert.as_ref())?;
+        let is_other = next.canary != self.state.canary;
+        if is_other {
+            // The share of one release is not lent to another, not for a moment.
+            self.setup.lease.revoke();
+        }
         self.apply(next).await?;
-        Ok(self.snapshot())
+        if is_other {
+            self.lend();
+        }
+        Ok(())
+    }
+
+    async fn set_canary(&mut self, change: CanaryChange) -> Result<(), ControlError> {
+        let next = self.state.with_canary(change, self.alert.as_ref())?;
+        if self.state.on_trial(next.canary.as_ref().map_or("", |canary| &canary.release)).is_err() {
+            self.setup.lease.revoke();
+        }
+        self.apply(next).await?;
+        self.lend();
+        Ok(())
+    }
+
+    fn renew(&self, renewal: &Renewal) -> Result<(), ControlError> {
+        let canary = self.state.on_trial(&renewal.release)?;
+        validate_lease(renewal.lease_ms).map_err(|problem| StateError::Wrong { problem })?;
+        if canary.share_per_mille > 0 && self.setup.lease.left(self.now()).is_zero() {
+            let problem = format!(
+                "the lease of {:?} has ended and its share is 0; judge anew whether it shall have one, and set it",
+                renewal.release
+            );
+            return Err(StateError::NotOnTrial { problem }.into());
+        }
+        let ends = self.now() + Duration::from_millis(renewal.lease_ms);
+        self.setup.lease.grant(canary.share_per_mille, ends);
+        Ok(())
+    }
+
+    async fn hold(&mut self, alert: AlertRaised) -> Result<(), ControlError> {
+        let alert = raised(alert, &self.state, jiff::Timestamp::now())?;
+        // Both are read by every core with its next request.
+        self.setup.lease.set_held(true);
+        self.setup.lease.revoke();
+        // The first alert is the one that matters.
+        self.alert.get_or_insert(alert);
+        self.apply(self.state.alerted()).await
+    }
+
+    fn enable(&mut self, enabling: &Enabling) -> Result<(), ControlError> {
+        validate_words(&enabling.by)?;
+        self.alert = None;
+        self.setup.lease.set_held(false);
+        self.keep()
+    }
+
+    /// Begins the lease of the present canary.
+    fn lend(&self) {
+        match &self.state.canary {
+            Some(canary) => {
+                let ends = self.now() + Duration::from_millis(canary.lease_ms);
+                self.setup.lease.grant(canary.share_per_mille, ends);
+            }
+            None => self.setup.lease.revoke(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.setup.started.elapsed()
+    }
+
+    /// Writes the state where it outlives a restart.
+    fn keep(&self) -> Result<(), ControlError> {
+        let Some(path) = &self.setup.config.keep else { return Ok(()) };
+        Kept::new(&self.state, self.alert.as_ref()).write(path).map_err(|error| {
+            ControlError::unavailable(&format!(
+                "the change is in force, but was not kept for a restart: {} cannot be written: {error}",
+                path.display()
+            ))
+        })
     }
 
     /// Brings every worker to `next`, which is legal.
     async fn apply(&mut self, next: RouterState) -> Result<(), ControlError> {
+        let same_routes = self.state.routes == next.routes;
+        if !same_routes {
+            let routes = Routes::new(&next.routes).map_err(|problem| StateError::Wrong { problem })?;
+            self.routes = Arc::new(routes);
+        }
         let mut present: Vec<(BackendSpec, Member)> =
             self.state.backends.drain(..).zip(self.members.drain(..)).collect();
         for spec in &next.backends {
@@ -141,7 +279,11 @@ impl Authority {
                 .iter()
                 .position(|(old, _)| old.name == spec.name && old.address == spec.address)
                 .map(|index| present.swap_remove(index));
-            let member = self.member(spec, known);
+            let counted_since = match &known {
+                Some((old, member)) if same_routes && old.release == spec.release => member.counted_since,
+                _ => next.generation,
+            };
+            let member = Member { counted_since, ..self.member(spec, known) };
             self.members.push(member);
         }
         self.state = next;
@@ -150,8 +292,15 @@ impl Authority {
             state: spec.state,
             weight: spec.weight,
             release: spec.release.as_deref().map(Arc::from),
+            is_canary: self.is_canary(spec.release.as_deref()),
+            counted_since: member.counted_since,
         });
-        let table = Arc::new(TableSpec { entries: entries.collect() });
+        let table = Arc::new(TableSpec {
+            entries: entries.collect(),
+            is_trial: self.state.canary.is_some(),
+            affinity: Affinity::new(self.state.sticky.as_ref(), self.state.tester.as_ref()),
+            routes: Arc::clone(&self.routes),
+        });
         let mut waiting = Vec::new();
         for worker in &self.workers {
             let (applied, wait) = oneshot::channel();
@@ -167,7 +316,12 @@ impl Authority {
                 )
             })?;
         }
-        Ok(())
+        self.keep()
+    }
+
+    /// Whether a release is the one on trial.
+    fn is_canary(&self, release: Option<&str>) -> bool {
+        release.is_some() && self.state.canary.as_ref().map(|canary| canary.release.as_str()) == release
     }
 
     /// The member for `spec`. A backend that becomes ready, or is checked in another way, is unknown until its first
@@ -185,10 +339,10 @@ impl Authority {
         let checker = checker.or_else(|| {
             backend.set_health(Health::Checking, None);
             let checking =
-                keep_checking(Arc::clone(&backend), spec.health.clone(), self.config.health.clone());
+                keep_checking(Arc::clone(&backend), spec.health.clone(), self.setup.config.health.clone());
             checked.then(|| Checker(tokio::spawn(checking)))
         });
-        Member { backend, checker }
+        Member { backend, checker, counted_since: 0 }
     }
 
     fn snapshot(&self) -> RouterSnapshot {
@@ -198,13 +352,61 @@ impl Authority {
         let members = self.state.backends.iter().zip(&self.members);
         RouterSnapshot {
             generation: self.state.generation,
-            listen: self.listen,
+            listen: self.setup.listen,
             connections: sum(|counts| &counts.connections),
             unrouted: sum(|counts| &counts.unrouted),
             refused: sum(|counts| &counts.refused),
-            log_lines_dropped: self.log_lines_dropped.load(Relaxed),
+            log_lines_dropped: self.setup.log_lines_dropped.load(Relaxed),
+            canary: self.state.canary.as_ref().map(|spec| CanaryStatus {
+                spec: spec.clone(),
+                share_in_force_per_mille: self.setup.lease.share_per_mille(self.now()),
+                lease_left_ms: millis(self.setup.lease.left(self.now())),
+            }),
+            alert: self.alert.clone(),
             backends: members.map(|(spec, member)| member.backend.status(spec)).collect(),
         }
+    }
+
+    /// What all workers counted, added up.
+    async fn counts(&self, request: &CountsRequest) -> Result<RouterCounts, ControlError> {
+        if request.over_ms.len() > MAX_OVER_BOUNDS {
+            let message = format!("{} bounds are more than {MAX_OVER_BOUNDS}", request.over_ms.len());
+            return Err(ControlError { kind: ControlErrorKind::Invalid, message });
+        }
+        let over: Arc<[Duration]> = request.over_ms.iter().copied().map(Duration::from_millis).collect();
+        let mut waiting = Vec::new();
+        for worker in &self.workers {
+            let (counted, wait) = oneshot::channel();
+            drop(worker.commands.send(WorkerCommand::Count { over: Arc::clone(&over), counted }).await);
+            waiting.push(wait);
+        }
+        let mut all = Vec::new();
+        for wait in waiting {
+            let rows = wait.await;
+            all.extend(
+                rows.map_err(|_| ControlError::unavailable("a worker has ended; restart the router"))?,
+            );
+        }
+        let mut rows: BTreeMap<_, CountRow> = BTreeMap::new();
+        for mut row in all {
+            if request.by == CountsBy::Release {
+                row.backend.clear();
+                row.since_generation = 0;
+            }
+            row.is_canary = self.is_canary(row.release.as_deref());
+            let key = (row.backend.clone(), row.release.clone(), row.route.clone(), row.since_generation);
+            match rows.entry(key) {
+                Entry::Occupied(mut known) => known.get_mut().add(&row),
+                Entry::Vacant(place) => drop(place.insert(row)),
+            }
+        }
+        Ok(RouterCounts {
+            instance: self.instance,
+            elapsed_ms: millis(self.now()),
+            generation: self.state.generation,
+            latency_bounds_us: latency_bounds_us(),
+            rows: rows.into_values().collect(),
+        })
     }
 
     /// Stops all workers at once and waits for them.

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -12,8 +11,10 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::{Method, Uri};
 
 use crate::access_log::{AccessLine, micros};
+use crate::balance::Reason;
 use crate::exchange::{Exchange, ExchangeError, Session};
 use crate::request::RequestId;
+use crate::tally::{Counted, Tally};
 use crate::watch::{Phase, Watch};
 use crate::worker::Worker;
 
@@ -30,11 +31,16 @@ pub(crate) struct Record {
     uri: Uri,
     pub(crate) request_id: RequestId,
     pub(crate) status: u16,
-    pub(crate) retried: u32,
-    pub(crate) incomplete: bool,
+    /// The row by which it is counted, and whether it is.
+    pub(crate) route: usize,
+    pub(crate) is_counted: bool,
+    pub(crate) chosen_by: Option<Reason>,
+    retried: u32,
+    incomplete: bool,
     bytes: u64,
-    backend: Option<Arc<str>>,
-    release: Option<Arc<str>>,
+    tally: Option<Rc<Tally>>,
+    is_canary: bool,
+    counted: Option<Counted>,
 }
 
 impl Record {
@@ -53,19 +59,55 @@ impl Record {
             uri: uri.clone(),
             request_id,
             status: CLIENT_CLOSED,
+            route: 0,
+            is_counted: false,
+            chosen_by: None,
             retried: 0,
             incomplete: false,
             bytes: 0,
-            backend: None,
-            release: None,
+            tally: None,
+            is_canary: false,
+            counted: None,
         }
     }
 
     /// The backend that the request goes to now, with the release that it runs at this moment.
     pub(crate) fn sent_to(&mut self, session: &Session) {
-        if self.worker.log.is_on() {
-            self.backend = Some(Arc::clone(&session.entry.backend.name));
-            self.release = session.entry.release();
+        let tally = session.entry.tally();
+        self.is_canary = session.entry.is_canary();
+        self.counted = self.is_counted.then(|| Counted::begin(Rc::clone(&tally), self.route));
+        self.tally = Some(tally);
+    }
+
+    /// The backend could not be given the request; another will.
+    pub(crate) fn moved(&mut self) {
+        self.retried += 1;
+        self.tally = None;
+        if let Some(counted) = self.counted.take() {
+            counted.moved();
+        }
+    }
+
+    /// The head of the backend's answer came.
+    pub(crate) fn answered(&mut self, status: u16) {
+        self.status = status;
+        if let Some(counted) = &mut self.counted {
+            counted.answered(status);
+        }
+    }
+
+    /// The backend failed to answer.
+    pub(crate) fn failed(&mut self) {
+        if let Some(counted) = &mut self.counted {
+            counted.failed();
+        }
+    }
+
+    /// The backend's answer broke off, or was not one.
+    pub(crate) fn broke_off(&mut self) {
+        self.incomplete = true;
+        if let Some(counted) = &self.counted {
+            counted.broke_off();
         }
     }
 }
@@ -75,9 +117,13 @@ impl Drop for Record {
         if self.watch.phase() != Phase::Tunnel {
             self.watch.enter(Phase::Idle);
         }
+        if let Some(counted) = &self.counted {
+            counted.passed_on(self.bytes);
+        }
         if !self.worker.log.is_on() {
             return;
         }
+        let tally = self.tally.as_deref();
         self.worker.log.add(AccessLine {
             time: jiff::Timestamp::now(),
             method: self.method.as_str(),
@@ -85,8 +131,10 @@ impl Drop for Record {
             status: self.status,
             bytes: self.bytes,
             duration_us: micros(self.started.elapsed()),
-            backend: self.backend.as_deref(),
-            release: self.release.as_deref(),
+            backend: tally.map(|tally| &*tally.backend),
+            release: tally.and_then(|tally| tally.release.as_deref()),
+            is_canary: self.is_canary,
+            chosen_by: self.chosen_by.filter(|_| tally.is_some()),
             retried: self.retried,
             request_id: self.request_id.as_str(),
             incomplete: self.incomplete,
@@ -174,7 +222,7 @@ impl Body for AnswerBody {
             Some(Ok(bytes)) => self.took(bytes),
             Some(Err(_)) => {
                 if let Some(record) = &mut self.record {
-                    record.incomplete = true;
+                    record.broke_off();
                 }
             }
             None => {}

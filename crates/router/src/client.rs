@@ -7,6 +7,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::canary::{AlertRaised, CanaryChange, Conclusion, Enabling, Renewal};
+use crate::counts::{CountsRequest, RouterCounts};
 use crate::protocol::{
     ControlAnswer, ControlError, ControlRequest, EXCHANGE_TIMEOUT, MAX_LINE_BYTES, Nothing,
 };
@@ -87,13 +89,81 @@ impl RouterClient {
         self.call(&ControlRequest::Backend(change)).await
     }
 
-    async fn call(&self, request: &ControlRequest) -> Result<RouterSnapshot, RouterClientError> {
-        timeout(EXCHANGE_TIMEOUT, self.exchange(request))
-            .await
-            .unwrap_or_else(|_| Err(RouterClientError::TimedOut { path: self.path.clone() }))
+    /// Sets the canary, or changes its share; its lease begins anew.
+    ///
+    /// # Errors
+    /// As [`Self::set`]; [`crate::ControlErrorKind::Held`] while an alert holds the canary.
+    pub async fn canary(&self, change: CanaryChange) -> Result<RouterSnapshot, RouterClientError> {
+        self.call(&ControlRequest::Canary(change)).await
     }
 
-    async fn exchange(&self, request: &ControlRequest) -> Result<RouterSnapshot, RouterClientError> {
+    /// Lends the canary's present share for longer.
+    ///
+    /// # Errors
+    /// As [`Self::set`]; [`crate::ControlErrorKind::NotOnTrial`] when the lease has ended.
+    pub async fn renew(&self, renewal: Renewal) -> Result<RouterSnapshot, RouterClientError> {
+        self.call(&ControlRequest::Renew(renewal)).await
+    }
+
+    /// Ends the trial: all backends share the traffic by their weights.
+    ///
+    /// # Errors
+    /// As [`Self::canary`].
+    pub async fn conclude(&self, conclusion: Conclusion) -> Result<RouterSnapshot, RouterClientError> {
+        self.call(&ControlRequest::Conclude(conclusion)).await
+    }
+
+    /// Sends all following requests to stable, until a person enables the canary again. When this returns, every core
+    /// does.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub async fn alert(&self, alert: AlertRaised) -> Result<RouterSnapshot, RouterClientError> {
+        self.call(&ControlRequest::Alert(alert)).await
+    }
+
+    /// Lets a canary be set again.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub async fn enable(&self, enabling: Enabling) -> Result<RouterSnapshot, RouterClientError> {
+        self.call(&ControlRequest::Enable(enabling)).await
+    }
+
+    /// Reads what was counted.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; [`crate::ControlErrorKind::TooMuch`] when there are too many rows.
+    pub async fn counts(&self, request: CountsRequest) -> Result<RouterCounts, RouterClientError> {
+        match self.ask(&ControlRequest::Counts(request)).await? {
+            ControlAnswer::Counts(counts) => Ok(counts),
+            _ => Err(self.other_answer()),
+        }
+    }
+
+    async fn call(&self, request: &ControlRequest) -> Result<RouterSnapshot, RouterClientError> {
+        match self.ask(request).await? {
+            ControlAnswer::Ok(snapshot) => Ok(*snapshot),
+            _ => Err(self.other_answer()),
+        }
+    }
+
+    fn other_answer(&self) -> RouterClientError {
+        let source = serde::de::Error::custom("an answer to another request");
+        RouterClientError::NotUnderstood { path: self.path.clone(), source }
+    }
+
+    async fn ask(&self, request: &ControlRequest) -> Result<ControlAnswer, RouterClientError> {
+        let answer = timeout(EXCHANGE_TIMEOUT, self.exchange(request))
+            .await
+            .unwrap_or_else(|_| Err(RouterClientError::TimedOut { path: self.path.clone() }))?;
+        match answer {
+            ControlAnswer::Error(error) => Err(error.into()),
+            answer => Ok(answer),
+        }
+    }
+
+    async fn exchange(&self, request: &ControlRequest) -> Result<ControlAnswer, RouterClientError> {
         let path = || self.path.clone();
         let broken = |source| RouterClientError::Broken { path: path(), source };
         let mut line = serde_json::to_vec(request)
@@ -109,11 +179,7 @@ impl RouterClient {
         if !answer.ends_with(b"\n") {
             return Err(broken(io::ErrorKind::UnexpectedEof.into()));
         }
-        let answer = serde_json::from_slice(&answer)
-            .map_err(|source| RouterClientError::NotUnderstood { path: path(), source })?;
-        match answer {
-            ControlAnswer::Ok(snapshot) => Ok(snapshot),
-            ControlAnswer::Error(error) => Err(error.into()),
-        }
+        serde_json::from_slice(&answer)
+            .map_err(|source| RouterClientError::NotUnderstood { path: path(), source })
     }
 }

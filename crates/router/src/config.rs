@@ -32,6 +32,9 @@ pub struct RouterConfig {
     pub control: PathBuf,
     /// Where access log lines are appended, if anywhere.
     pub access_log: Option<PathBuf>,
+    /// Where the state is kept over a restart, if anywhere. What is there when the router starts is used instead of the
+    /// state it is given, unless it is older.
+    pub keep: Option<PathBuf>,
     /// Keep the `X-Forwarded-*` lines of the client and append to them. Only behind another trusted proxy: otherwise
     /// any client could claim any address.
     pub trust_forwarded: bool,
@@ -50,6 +53,7 @@ impl RouterConfig {
             workers: 0,
             control,
             access_log: None,
+            keep: None,
             trust_forwarded: false,
             health: HealthSettings::default(),
             limits: Limits::default(),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::authority::Command;
@@ -115,10 +115,13 @@ async fn converse(stream: UnixStream, commands: &mpsc::Sender<Command>) -> io::R
         let answer = if whole {
             answer(&line, commands).await
         } else {
-            Err(ControlError::malformed(format!("a line of up to {MAX_LINE_BYTES} bytes was expected")))
+            let message = format!("a line of up to {MAX_LINE_BYTES} bytes was expected");
+            ControlAnswer::Error(ControlError::malformed(message))
         };
-        let answer = answer.map_or_else(ControlAnswer::Error, ControlAnswer::Ok);
         let mut text = serde_json::to_vec(&answer)?;
+        if text.len() >= MAX_LINE_BYTES {
+            text = serde_json::to_vec(&ControlAnswer::Error(ControlError::too_much()))?;
+        }
         text.push(b'\n');
         timeout(IDLE_TIMEOUT, writing.write_all(&text)).await??;
         if !whole {
@@ -127,17 +130,9 @@ async fn converse(stream: UnixStream, commands: &mpsc::Sender<Command>) -> io::R
     }
 }
 
-async fn answer(
-    line: &[u8],
-    commands: &mpsc::Sender<Command>,
-) -> Result<crate::state::RouterSnapshot, ControlError> {
-    let request: ControlRequest = serde_json::from_slice(line)
-        .map_err(|error| ControlError::malformed(format!("not a command: {error}")))?;
-    let (reply, replied) = oneshot::channel();
-    let command = match request {
-        ControlRequest::Get(_) => Command::Get(reply),
-        ControlRequest::Set(state) => Command::Set(state, reply),
-        ControlRequest::Backend(change) => Command::Change(change, reply),
-    };
-    Command::send(commands, command, replied).await
+async fn answer(line: &[u8], commands: &mpsc::Sender<Command>) -> ControlAnswer {
+    match serde_json::from_slice::<ControlRequest>(line) {
+        Ok(request) => Command::ask(commands, request).await,
+        Err(error) => ControlAnswer::Error(ControlError::malformed(format!("not a command: {error}"))),
+    }
 }

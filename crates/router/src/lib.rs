@@ -12,6 +12,8 @@
 //!   had left) and nothing of its body had been read.
 //! - Requests whose framing two servers could read differently are refused with 400, and the connection is closed.
 //! - Bodies stream both ways with backpressure. Every queue, size and wait has a limit.
+//! - A canary's share is a ceiling and a lease; an alert takes it back on every core before it is acknowledged, until a
+//!   person enables it again: see `canary`.
 //! - The access log never holds a request back, and holds neither queries nor headers but the request id.
 //!
 //! # What it does not do
@@ -19,40 +21,69 @@
 //!   here. Upgrades are passed on for WebSocket only; any other `Upgrade` line is dropped and the request is an ordinary
 //!   one.
 //! - A client that closes its sending side is taken to have gone away.
-//! - It does not keep its state over a restart: whoever starts it gives it one.
+//! - It keeps its state over a restart only where it is told to ([`RouterConfig::keep`]); leases end with it always.
+//! - One router has one set of backends: it is for one service.
+//!
+//! # For a controller that runs a canary
+//! [`RouterClient`], or the lines of `protocol` over any transport. In this order:
+//! 1. [`RouterClient::canary`] with a share of 0, before a backend of the new release is admitted. Backends are the
+//!    canary's by the release they are said to run ([`BackendChange::release`]).
+//! 2. `canary` again with each step's share, and [`RouterClient::renew`] well within the lease for as long as it is judged
+//!    healthy. When nobody renews, the traffic is stable's.
+//! 3. Each interval [`RouterClient::counts`], by backend or by release, and the difference to the reading before
+//!    ([`CountRow`]): requests, bad ones, slow ones over a bound, those in flight over it already. Rows whose
+//!    `since_generation`, or readings whose `instance`, is another one began anew.
+//! 4. [`RouterClient::alert`] to send all traffic to stable (it stays there until [`RouterClient::enable`]), or, when all
+//!    backends run the release or are about to, [`RouterClient::conclude`].
 //!
 //! # Where to start reading
 //! [`Router::start`] in `router`, then `authority` (the state), `worker` (a core), `proxy` (a request), `exchange` (a
 //! request at a backend), `wire` (what is refused).
 
 mod access_log;
+mod affinity;
 mod answer;
 mod authority;
 mod balance;
 mod body;
+mod canary;
 mod client;
 mod config;
 mod control;
+mod counts;
 mod exchange;
 mod headers;
 mod health;
+mod keep;
 mod pool;
 mod protocol;
 mod proxy;
 mod request;
 mod router;
+mod routes;
 mod state;
+mod tally;
 mod watch;
 mod wire;
 mod worker;
 
+pub use affinity::{MAX_KEY_NAME_BYTES, MAX_TESTER_VALUE_BYTES, RequestKey, TesterSpec};
+pub use canary::{
+    Alert, AlertRaised, CanaryChange, CanarySpec, CanaryStatus, Conclusion, Enabling, MAX_LEASE_MS,
+    MAX_REASON_BYTES, MIN_LEASE_MS, Renewal, WHOLE_PER_MILLE,
+};
 pub use client::{RouterClient, RouterClientError};
 pub use config::{
     HealthSettings, LISTEN_BACKLOG, Limits, MAX_ANSWER_HEAD_BYTES, MAX_ATTEMPTS, MAX_HEADERS,
     MAX_INFORMATIONAL_ANSWERS, MAX_REQUEST_HEAD_BYTES, MAX_WORKERS, READ_BUFFER_BYTES, RouterConfig,
 };
+pub use counts::{
+    CountRow, CountsBy, CountsRequest, LATENCY_BUCKETS, MAX_OVER_BOUNDS, RouterCounts, latency_bounds_us,
+    latency_bucket,
+};
 pub use protocol::{ControlError, ControlErrorKind};
 pub use router::{Router, RouterError, RouterHandle, ShutdownReport, run_until};
+pub use routes::{MAX_ROUTE_BYTES, MAX_ROUTES, OTHER_ROUTE};
 pub use state::{
     BackendChange, BackendSpec, BackendState, BackendStatus, Health, MAX_BACKENDS, MAX_HEALTH_DETAIL_BYTES,
     MAX_HEALTH_PATH_BYTES, MAX_NAME_BYTES, MAX_RELEASE_BYTES, MAX_WEIGHT, RouterSnapshot, RouterState,

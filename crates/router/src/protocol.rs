@@ -1,12 +1,26 @@
 //! The control protocol: one JSON object per line, each answered by one line.
 //!
-//! Requests: `{"get":{}}`, `{"set":{STATE}}`, `{"backend":{CHANGE}}`. Answers: `{"ok":{SNAPSHOT}}` or
+//! | request | what it does |
+//! | --- | --- |
+//! | `{"get":{}}` | reads the router |
+//! | `{"set":STATE}` | sets the whole state ([`RouterState`]) |
+//! | `{"backend":CHANGE}` | changes one backend ([`BackendChange`]) |
+//! | `{"canary":{"spec":{"release":…,"share_per_mille":…,"lease_ms":…}}}` | sets the canary ([`CanaryChange`]) |
+//! | `{"renew":{"release":…,"lease_ms":…}}` | lends its share for longer ([`Renewal`]) |
+//! | `{"conclude":{"release":…}}` | ends the trial: weights alone count again ([`Conclusion`]) |
+//! | `{"alert":{"reason":…,"by":…}}` | the canary gets nothing until it is enabled ([`AlertRaised`]) |
+//! | `{"enable":{"by":…}}` | a person ends the alert ([`Enabling`]) |
+//! | `{"counts":{"by":"release","over_ms":[…]}}` | reads what was counted ([`CountsRequest`]) |
+//!
+//! Answers: `{"ok":SNAPSHOT}` ([`RouterSnapshot`]), `{"counts":COUNTS}` ([`RouterCounts`]) or
 //! `{"error":{"kind":…,"message":…}}`. An answer to a change is given when every core has made it.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{AlertRaised, CanaryChange, Conclusion, Enabling, Renewal};
+use crate::counts::{CountsRequest, RouterCounts};
 use crate::state::{BackendChange, RouterSnapshot, RouterState, StateError};
 
 /// Longest line, in bytes: a state with [`crate::MAX_BACKENDS`] backends of the longest names and paths stays below.
@@ -21,6 +35,12 @@ pub(crate) enum ControlRequest {
     Get(Nothing),
     Set(RouterState),
     Backend(BackendChange),
+    Canary(CanaryChange),
+    Renew(Renewal),
+    Conclude(Conclusion),
+    Alert(AlertRaised),
+    Enable(Enabling),
+    Counts(CountsRequest),
 }
 
 /// The empty object of `get`.
@@ -32,7 +52,8 @@ pub(crate) struct Nothing {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ControlAnswer {
-    Ok(RouterSnapshot),
+    Ok(Box<RouterSnapshot>),
+    Counts(RouterCounts),
     Error(ControlError),
 }
 
@@ -58,6 +79,12 @@ pub enum ControlErrorKind {
     UnknownBackend,
     /// The state is not legal.
     Invalid,
+    /// An alert holds the canary at 0 until a person enables it again.
+    Held,
+    /// This release is not on trial, or its lease has ended: set the canary anew.
+    NotOnTrial,
+    /// There is too much to say: ask for less.
+    TooMuch,
     /// The line is not a command.
     Malformed,
     /// The router is shutting down, or a worker has ended.
@@ -67,6 +94,11 @@ pub enum ControlErrorKind {
 impl ControlError {
     pub(crate) fn unavailable(message: &str) -> Self {
         Self { kind: ControlErrorKind::Unavailable, message: message.to_owned() }
+    }
+
+    pub(crate) fn too_much() -> Self {
+        let message = format!("the answer is longer than {MAX_LINE_BYTES} bytes; ask for counts by release");
+        Self { kind: ControlErrorKind::TooMuch, message }
     }
 
     pub(crate) fn malformed(message: String) -> Self {
@@ -80,7 +112,11 @@ impl From<StateError> for ControlError {
             StateError::Stale { .. } => ControlErrorKind::Stale,
             StateError::Conflict { .. } => ControlErrorKind::Conflict,
             StateError::UnknownBackend { .. } => ControlErrorKind::UnknownBackend,
-            StateError::Invalid { .. } | StateError::TooMany { .. } => ControlErrorKind::Invalid,
+            StateError::Invalid { .. } | StateError::TooMany { .. } | StateError::Wrong { .. } => {
+                ControlErrorKind::Invalid
+            }
+            StateError::Held { .. } => ControlErrorKind::Held,
+            StateError::NotOnTrial { .. } => ControlErrorKind::NotOnTrial,
         };
         Self { kind, message: error.to_string() }
     }
@@ -89,6 +125,7 @@ impl From<StateError> for ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::canary::CanarySpec;
     use crate::state::{BackendSpec, BackendState, Health};
 
     #[test]
@@ -97,7 +134,7 @@ mod tests {
             (r#"{"get":{}}"#, ControlRequest::Get(Nothing {})),
             (
                 r#"{"set":{"generation":2,"backends":[]}}"#,
-                ControlRequest::Set(RouterState { generation: 2, backends: Vec::new() }),
+                ControlRequest::Set(RouterState::new(2, Vec::new())),
             ),
             (
                 r#"{"backend":{"name":"a","state":"drain"}}"#,
@@ -105,6 +142,33 @@ mod tests {
                     name: "a".to_owned(),
                     state: Some(BackendState::Drain),
                     ..BackendChange::default()
+                }),
+            ),
+            (
+                r#"{"canary":{"spec":{"release":"v2","share_per_mille":50,"lease_ms":10000}}}"#,
+                ControlRequest::Canary(CanaryChange {
+                    spec: CanarySpec { release: "v2".to_owned(), share_per_mille: 50, lease_ms: 10_000 },
+                    generation: None,
+                }),
+            ),
+            (
+                r#"{"renew":{"release":"v2","lease_ms":10000}}"#,
+                ControlRequest::Renew(Renewal { release: "v2".to_owned(), lease_ms: 10_000 }),
+            ),
+            (
+                r#"{"conclude":{"release":"v2"}}"#,
+                ControlRequest::Conclude(Conclusion { release: "v2".to_owned() }),
+            ),
+            (
+                r#"{"alert":{"reason":"errors","by":"verdict"}}"#,
+                ControlRequest::Alert(AlertRaised { reason: "errors".to_owned(), by: "verdict".to_owned() }),
+            ),
+            (r#"{"enable":{"by":"ada"}}"#, ControlRequest::Enable(Enabling { by: "ada".to_owned() })),
+            (
+                r#"{"counts":{"by":"release","over_ms":[250]}}"#,
+                ControlRequest::Counts(CountsRequest {
+                    by: crate::counts::CountsBy::Release,
+                    over_ms: vec![250],
                 }),
             ),
         ];
@@ -126,6 +190,7 @@ mod tests {
 
     #[test]
     fn the_largest_state_and_its_read_back_fit_into_a_line() {
+        use crate::canary::{Alert, CanaryStatus, MAX_REASON_BYTES};
         use crate::state::{
             BackendStatus, MAX_BACKENDS, MAX_HEALTH_DETAIL_BYTES, MAX_HEALTH_PATH_BYTES, MAX_NAME_BYTES,
             MAX_RELEASE_BYTES,
@@ -155,10 +220,25 @@ mod tests {
             unrouted: u64::MAX,
             refused: u64::MAX,
             log_lines_dropped: u64::MAX,
+            canary: Some(CanaryStatus {
+                spec: CanarySpec {
+                    release: "\"".repeat(MAX_RELEASE_BYTES),
+                    share_per_mille: u32::MAX,
+                    lease_ms: u64::MAX,
+                },
+                share_in_force_per_mille: u32::MAX,
+                lease_left_ms: u64::MAX,
+            }),
+            alert: Some(Alert {
+                reason: "\"".repeat(MAX_REASON_BYTES),
+                by: "\"".repeat(MAX_REASON_BYTES),
+                at: jiff::Timestamp::MAX,
+                release: Some("\"".repeat(MAX_RELEASE_BYTES)),
+            }),
             backends: (0..MAX_BACKENDS).map(status).collect(),
         };
-        let line = serde_json::to_string(&ControlAnswer::Ok(snapshot.clone())).unwrap();
+        let line = serde_json::to_string(&ControlAnswer::Ok(snapshot.clone().into())).unwrap();
         assert!(line.len() < MAX_LINE_BYTES, "{}", line.len());
-        assert_eq!(serde_json::from_str::<ControlAnswer>(&line).unwrap(), ControlAnswer::Ok(snapshot));
+        assert_eq!(serde_json::from_str::<ControlAnswer>(&line).unwrap(), ControlAnswer::Ok(snapshot.into()));
     }
 }

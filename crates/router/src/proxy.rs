@@ -100,6 +100,9 @@ async fn route(
     mut record: Record,
 ) -> Response<AnswerBody> {
     let worker = &client.worker;
+    let (wish, route) = worker.place(parts);
+    record.is_counted = !wish.is_tester;
+    record.route = route;
     let idempotent = is_idempotent(&parts.method);
     // A backend whose connection could not be opened is not asked again; one that closed an idle connection is, once,
     // over a new one.
@@ -108,8 +111,14 @@ async fn route(
     for _ in 0..MAX_ATTEMPTS {
         let again_here = again.take().filter(|entry| entry.pool.is_open());
         let pooled_is_fine = again_here.is_none();
-        let chosen = again_here.or_else(|| worker.choose(&unreachable));
-        let Some(entry) = chosen else { break };
+        let entry = match again_here {
+            Some(entry) => entry,
+            None => {
+                let Some((entry, reason)) = worker.choose(wish, &unreachable) else { break };
+                record.chosen_by = Some(reason);
+                entry
+            }
+        };
         let session = Session::begin(worker, Rc::clone(&entry));
         // A request that must not be sent twice asks the kernel whether the connection still stands.
         let pooled = if pooled_is_fine { entry.pool.take(!idempotent || body.is_some()) } else { None };
@@ -120,7 +129,8 @@ async fn route(
                 Ok(stream) => stream,
                 Err(_) => {
                     session.slot().retries.fetch_add(1, Relaxed);
-                    record.retried += 1;
+                    record.sent_to(&session);
+                    record.moved();
                     unreachable.push(entry);
                     continue;
                 }
@@ -146,7 +156,7 @@ async fn route(
                 if head.status.is_server_error() {
                     exchange.session().slot().answers_5xx.fetch_add(1, Relaxed);
                 }
-                record.status = head.status.as_u16();
+                record.answered(head.status.as_u16());
                 let mut answer = Response::new(());
                 *answer.status_mut() = head.status;
                 *answer.headers_mut() = head.headers;
@@ -164,6 +174,7 @@ async fn route(
                     }
                     Err(fault) => {
                         exchange.session().slot().errors.fetch_add(1, Relaxed);
+                        record.broke_off();
                         failed(&fault.into(), record)
                     }
                 };
@@ -173,14 +184,17 @@ async fn route(
                 let slot = entry.backend.slot(worker.index);
                 let unread = exchange.has_unread_body();
                 let Some(unsent) = exchange.into_retry(&error, idempotent) else {
-                    slot.errors.fetch_add(u64::from(error.is_of_backend()), Relaxed);
+                    if error.is_of_backend() {
+                        slot.errors.fetch_add(1, Relaxed);
+                        record.failed();
+                    }
                     let answer = failed(&error, record);
                     return if unread { closing(answer) } else { answer };
                 };
                 // The backend never saw it.
                 slot.requests.fetch_sub(1, Relaxed);
                 slot.retries.fetch_add(1, Relaxed);
-                record.retried += 1;
+                record.moved();
                 body = unsent;
                 again = Some(Rc::clone(&entry));
             }
@@ -218,10 +232,11 @@ fn upgraded(
     mut answer: Response<()>,
     protocol: Option<HeaderValue>,
     exchange: Exchange,
-    record: Record,
+    mut record: Record,
 ) -> Response<AnswerBody> {
     let Some(protocol) = protocol.filter(is_websocket) else {
         exchange.session().slot().errors.fetch_add(1, Relaxed);
+        record.broke_off();
         return plain(
             StatusCode::BAD_GATEWAY,
             "the backend switched to another protocol than was asked for",

@@ -6,16 +6,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::access_log::{self, LogSender};
-use crate::authority::{Authority, Command, QUEUED_COMMANDS, WorkerLink};
+use crate::authority::{Authority, AuthoritySetup, Command, QUEUED_COMMANDS, WorkerLink};
+use crate::canary::Lease;
 use crate::config::{LISTEN_BACKLOG, MAX_WORKERS, RouterConfig};
 use crate::control::ControlSocket;
-use crate::protocol::ControlError;
+use crate::keep::Kept;
+use crate::protocol::{ControlAnswer, ControlError, ControlRequest, Nothing};
 use crate::state::{BackendChange, RouterSnapshot, RouterState, StateError};
 use crate::worker::{self, WorkerCounts, WorkerSetup};
 
@@ -50,6 +52,17 @@ pub enum RouterError {
         /// Its path.
         path: PathBuf,
         /// What the system said.
+        source: io::Error,
+    },
+    /// The file in which the state is kept.
+    #[error(
+        "cannot use the kept state {path}: {source}; look what is in it, and move it away to start without (an alert that \
+         holds the canary may be there)"
+    )]
+    Keep {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
         source: io::Error,
     },
     /// A thread or its runtime.
@@ -105,7 +118,14 @@ impl Router {
         if workers > MAX_WORKERS {
             return Err(RouterError::TooManyWorkers { workers });
         }
+        let kept = match &config.keep {
+            Some(path) => {
+                Kept::read(path).map_err(|source| RouterError::Keep { path: path.clone(), source })?
+            }
+            None => None,
+        };
         let config = Arc::new(config);
+        let (lease, started) = (Arc::new(Lease::default()), Instant::now());
         let thread = |source| RouterError::Thread { source };
         let listeners = bind_all(config.listen, workers)
             .map_err(|source| RouterError::Listen { address: config.listen, source })?;
@@ -126,7 +146,8 @@ impl Router {
         let mut threads = Vec::new();
         for (index, listener) in listeners.into_iter().enumerate() {
             let (link, joined) =
-                start_worker(index, workers, listener, &config, log.clone()).map_err(thread)?;
+                start_worker(index, workers, listener, &config, log.clone(), (&lease, started))
+                    .map_err(thread)?;
             links.push(link);
             threads.push(joined);
         }
@@ -134,24 +155,24 @@ impl Router {
         threads.extend(log_thread);
         let (commands, received) = mpsc::channel(QUEUED_COMMANDS);
         let (alive, gone) = oneshot::channel();
+        let setup = AuthoritySetup { config, listen: local_addr, lease, started, log_lines_dropped: dropped };
         let dispatcher = Dispatcher {
             state,
+            kept,
             links,
             threads,
-            config,
-            local_addr,
-            dropped,
+            setup,
             control,
             commands: commands.clone(),
             received,
             gone,
         };
-        let (ready, started) = std::sync::mpsc::channel();
+        let (ready, begun) = std::sync::mpsc::channel();
         std::thread::Builder::new()
             .name("router-control".to_owned())
             .spawn(move || dispatcher.run(&ready))
             .map_err(thread)?;
-        started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())).map_err(thread)?;
+        begun.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())).map_err(thread)?;
         Ok(RouterHandle { local_addr, commands, _alive: alive })
     }
 }
@@ -168,7 +189,7 @@ impl RouterHandle {
     /// # Errors
     /// When it is shutting down.
     pub async fn snapshot(&self) -> Result<RouterSnapshot, ControlError> {
-        self.command(Command::Get).await
+        self.command(ControlRequest::Get(Nothing {})).await
     }
 
     /// Sets the whole state. When this returns, every core follows it.
@@ -176,7 +197,7 @@ impl RouterHandle {
     /// # Errors
     /// When the generation is stale or in force with other content, or the state is not legal. Nothing was changed.
     pub async fn set(&self, state: RouterState) -> Result<RouterSnapshot, ControlError> {
-        self.command(|reply| Command::Set(state, reply)).await
+        self.command(ControlRequest::Set(state)).await
     }
 
     /// Changes one backend and raises the generation by one. When this returns, every core follows it.
@@ -184,7 +205,7 @@ impl RouterHandle {
     /// # Errors
     /// As [`Self::set`], and when no backend has this name.
     pub async fn change(&self, change: BackendChange) -> Result<RouterSnapshot, ControlError> {
-        self.command(|reply| Command::Change(change, reply)).await
+        self.command(ControlRequest::Backend(change)).await
     }
 
     /// Accepts no more connections, lets requests in flight finish within the time, writes the log out, removes the
@@ -197,12 +218,13 @@ impl RouterHandle {
         ShutdownReport { connections_cut }
     }
 
-    async fn command(
-        &self,
-        make: impl FnOnce(crate::authority::Reply) -> Command,
-    ) -> Result<RouterSnapshot, ControlError> {
-        let (reply, replied) = oneshot::channel();
-        Command::send(&self.commands, make(reply), replied).await
+    async fn command(&self, request: ControlRequest) -> Result<RouterSnapshot, ControlError> {
+        match Command::ask(&self.commands, request).await {
+            ControlAnswer::Ok(snapshot) => Ok(*snapshot),
+            ControlAnswer::Error(error) => Err(error),
+            // No request of this handle is answered with counts.
+            ControlAnswer::Counts(_) => Err(ControlError::unavailable("an answer to another request")),
+        }
     }
 }
 
@@ -234,11 +256,10 @@ pub fn run_until(
 /// What the control thread runs.
 struct Dispatcher {
     state: RouterState,
+    kept: Option<Kept>,
     links: Vec<WorkerLink>,
     threads: Vec<JoinHandle<()>>,
-    config: Arc<RouterConfig>,
-    local_addr: SocketAddr,
-    dropped: Arc<AtomicU64>,
+    setup: AuthoritySetup,
     control: ControlSocket,
     commands: mpsc::Sender<Command>,
     received: mpsc::Receiver<Command>,
@@ -247,18 +268,7 @@ struct Dispatcher {
 
 impl Dispatcher {
     fn run(self, ready: &std::sync::mpsc::Sender<io::Result<()>>) {
-        let Self {
-            state,
-            links,
-            threads,
-            config,
-            local_addr,
-            dropped,
-            mut control,
-            commands,
-            received,
-            gone,
-        } = self;
+        let Self { state, kept, links, threads, setup, mut control, commands, received, gone } = self;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -269,7 +279,7 @@ impl Dispatcher {
         };
         let begun: io::Result<Authority> = runtime.block_on(async {
             let serving = control.serve(commands)?;
-            let authority = Authority::begin(state, links, config, local_addr, dropped).await;
+            let authority = Authority::begin(state, kept, links, setup).await;
             let authority = authority.map_err(io::Error::other)?;
             tokio::task::spawn_local(serving);
             Ok(authority)
@@ -307,6 +317,7 @@ fn start_worker(
     listener: TcpListener,
     config: &Arc<RouterConfig>,
     log: Option<LogSender>,
+    (lease, began): (&Arc<Lease>, Instant),
 ) -> io::Result<(WorkerLink, JoinHandle<()>)> {
     let counts = Arc::new(WorkerCounts::default());
     let (commands, received) = mpsc::channel(QUEUED_WORKER_COMMANDS);
@@ -318,6 +329,8 @@ fn start_worker(
         log,
         counts: Arc::clone(&counts),
         commands: received,
+        lease: Arc::clone(lease),
+        started: began,
     };
     let (ready, started) = std::sync::mpsc::channel();
     let joined = std::thread::Builder::new()

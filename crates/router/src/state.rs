@@ -6,6 +6,12 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::affinity::{RequestKey, TesterSpec};
+use crate::canary::{
+    Alert, AlertRaised, CanaryChange, CanarySpec, CanaryStatus, Conclusion, MAX_REASON_BYTES,
+};
+use crate::routes::Routes;
+
 /// More backends than this in one state are refused: a choice walks over all of them.
 pub const MAX_BACKENDS: usize = 1024;
 /// Longest name of a backend, in bytes. Names are printed in every access log line.
@@ -27,6 +33,20 @@ pub struct RouterState {
     pub generation: u64,
     /// Every backend, in any order. An empty list is legal: all requests are then answered with 503.
     pub backends: Vec<BackendSpec>,
+    /// A release on trial, with its share. Without one all backends share the traffic by their weights. Its lease begins
+    /// when a state is set that has another canary than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanarySpec>,
+    /// What makes a user sticky: requests with the same value go to the same backend, and to the canary or to stable, for
+    /// as long as that can serve. A larger share keeps those who are with the canary already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<RequestKey>,
+    /// Whose requests go to the canary whatever its share. They are not counted for its judgement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tester: Option<TesterSpec>,
+    /// Route templates by which requests are counted: `/users/{id}`, `/static/*`. The first that matches counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
 }
 
 /// One backend as it should be.
@@ -116,6 +136,12 @@ pub struct RouterSnapshot {
     pub refused: u64,
     /// Access log lines that were dropped because the file was slower than the traffic, or could not be written.
     pub log_lines_dropped: u64,
+    /// The release on trial, with the share that is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStatus>,
+    /// The alert that holds the canary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alert: Option<Alert>,
     /// Every backend, in the order of the state.
     pub backends: Vec<BackendStatus>,
 }
@@ -177,6 +203,31 @@ pub enum StateError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Something else in the state, or a command's value, is not legal.
+    #[error("{problem}")]
+    Wrong {
+        /// What is wrong.
+        problem: String,
+    },
+    /// An alert holds the canary.
+    #[error(
+        "the canary is held at 0 by an alert of {at} by {by}: {reason}; all requests go to stable until a person enables it \
+         again"
+    )]
+    Held {
+        /// Why.
+        reason: String,
+        /// Who said so.
+        by: String,
+        /// When.
+        at: String,
+    },
+    /// There is no canary of this release to renew or conclude.
+    #[error("{problem}")]
+    NotOnTrial {
+        /// What there is instead.
+        problem: String,
+    },
     /// Too many backends.
     #[error("{count} backends are more than the {MAX_BACKENDS} that one router takes")]
     TooMany {
@@ -186,7 +237,13 @@ pub enum StateError {
 }
 
 impl RouterState {
-    /// Checks names, weights, labels and paths.
+    /// A state of these backends and nothing else.
+    #[must_use]
+    pub fn new(generation: u64, backends: Vec<BackendSpec>) -> Self {
+        Self { generation, backends, canary: None, sticky: None, tester: None, routes: Vec::new() }
+    }
+
+    /// Checks names, weights, labels, paths and the rest.
     ///
     /// # Errors
     /// The first thing that is not legal.
@@ -194,6 +251,7 @@ impl RouterState {
         if self.backends.len() > MAX_BACKENDS {
             return Err(StateError::TooMany { count: self.backends.len() });
         }
+        self.validate_rules().map_err(|problem| StateError::Wrong { problem })?;
         let mut names = HashSet::new();
         for backend in &self.backends {
             let fail = |problem: String| Err(StateError::Invalid { name: backend.name.clone(), problem });
@@ -228,6 +286,21 @@ impl RouterState {
             }
         }
         Ok(())
+    }
+
+    /// What concerns no single backend.
+    fn validate_rules(&self) -> Result<(), String> {
+        if let Some(canary) = &self.canary {
+            canary.validate()?;
+            if !is_label(&canary.release, MAX_RELEASE_BYTES) {
+                return Err(format!(
+                    "the release on trial is 1 to {MAX_RELEASE_BYTES} bytes without control characters"
+                ));
+            }
+        }
+        self.sticky.as_ref().map_or(Ok(()), RequestKey::validate)?;
+        self.tester.as_ref().map_or(Ok(()), TesterSpec::validate)?;
+        Routes::new(&self.routes).map(drop)
     }
 
     /// Whether `next` may follow this state: `Ok(false)` when it is the same state again.
@@ -270,6 +343,104 @@ impl RouterState {
         next.validate()?;
         Ok(next)
     }
+
+    /// The state with a canary set, one generation on. An alert, if there is one, refuses it.
+    pub(crate) fn with_canary(
+        &self,
+        change: CanaryChange,
+        alert: Option<&Alert>,
+    ) -> Result<Self, StateError> {
+        if let Some(given) = change.generation
+            && given != self.generation
+        {
+            return Err(StateError::Stale { given, present: self.generation });
+        }
+        let next = Self { generation: self.generation + 1, canary: Some(change.spec), ..self.clone() };
+        next.permitted_by(alert)?;
+        next.validate()?;
+        Ok(next)
+    }
+
+    /// The state without its canary, one generation on.
+    pub(crate) fn concluded(
+        &self,
+        conclusion: &Conclusion,
+        alert: Option<&Alert>,
+    ) -> Result<Self, StateError> {
+        self.on_trial(&conclusion.release)?;
+        let next = Self { generation: self.generation + 1, canary: None, ..self.clone() };
+        if let Some(alert) = alert {
+            return Err(held(alert));
+        }
+        Ok(next)
+    }
+
+    /// The state after an alert, one generation on: its canary has no share.
+    pub(crate) fn alerted(&self) -> Self {
+        let mut next = self.clone();
+        next.generation += 1;
+        if let Some(canary) = &mut next.canary {
+            canary.share_per_mille = 0;
+        }
+        next
+    }
+
+    /// Whether this state gives the canary nothing that `alert` holds back.
+    pub(crate) fn permitted_by(&self, alert: Option<&Alert>) -> Result<(), StateError> {
+        let Some(alert) = alert else { return Ok(()) };
+        let is_held = |canary: &CanarySpec| {
+            canary.share_per_mille == 0
+                && alert.release.as_ref().is_none_or(|release| *release == canary.release)
+        };
+        match &self.canary {
+            Some(canary) if is_held(canary) => Ok(()),
+            // Without a canary its backends would be like all others.
+            None if !self
+                .backends
+                .iter()
+                .any(|backend| backend.release.is_some() && backend.release == alert.release) =>
+            {
+                Ok(())
+            }
+            _ => Err(held(alert)),
+        }
+    }
+
+    /// The canary, if it is of this release.
+    pub(crate) fn on_trial(&self, release: &str) -> Result<&CanarySpec, StateError> {
+        match &self.canary {
+            Some(canary) if canary.release == release => Ok(canary),
+            Some(canary) => Err(StateError::NotOnTrial {
+                problem: format!("release {release:?} is not on trial, {:?} is", canary.release),
+            }),
+            None => Err(StateError::NotOnTrial { problem: "no release is on trial".to_owned() }),
+        }
+    }
+}
+
+/// Checks what an alert, or whoever ends it, says.
+pub(crate) fn validate_words(words: &str) -> Result<(), StateError> {
+    if is_label(words, MAX_REASON_BYTES) {
+        return Ok(());
+    }
+    let problem = format!("a reason or a name is 1 to {MAX_REASON_BYTES} bytes without control characters");
+    Err(StateError::Wrong { problem })
+}
+
+/// The alert that this command raises.
+pub(crate) fn raised(
+    raised: AlertRaised,
+    state: &RouterState,
+    at: jiff::Timestamp,
+) -> Result<Alert, StateError> {
+    validate_words(&raised.reason)?;
+    validate_words(&raised.by)?;
+    let release = state.canary.as_ref().map(|canary| canary.release.clone());
+    Ok(Alert { reason: raised.reason, by: raised.by, at, release })
+}
+
+fn held(alert: &Alert) -> StateError {
+    StateError::Held { reason: alert.reason.clone(), by: alert.by.clone(), at: alert.at.to_string() }
 }
 
 fn is_label(text: &str, limit: usize) -> bool {
@@ -292,7 +463,7 @@ mod tests {
     }
 
     fn state(generation: u64, names: &[&str]) -> RouterState {
-        RouterState { generation, backends: names.iter().map(|name| backend(name)).collect() }
+        RouterState::new(generation, names.iter().map(|name| backend(name)).collect())
     }
 
     #[test]

@@ -22,11 +22,12 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    pub(crate) fn new() -> Self {
-        Self { started: Instant::now(), now: Cell::new(Duration::ZERO) }
+    /// A clock that counts from `started`, which all workers of a router share.
+    pub(crate) fn new(started: Instant) -> Self {
+        Self { started, now: Cell::new(started.elapsed()) }
     }
 
-    /// Time since the worker began, as of the last tick.
+    /// Time since the router began, as of the last tick.
     pub(crate) fn now(&self) -> Duration {
         self.now.get()
     }

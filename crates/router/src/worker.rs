@@ -9,9 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -21,8 +22,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::access_log::{LogSender, WorkerLog};
-use crate::balance::{Entry, Random, Table, TableSpec};
+use crate::affinity::Wish;
+use crate::balance::{Entry, Random, Reason, Table, TableSpec};
+use crate::canary::Lease;
 use crate::config::{Limits, MAX_REQUEST_HEAD_BYTES, RouterConfig};
+use crate::counts::CountRow;
 use crate::proxy::{Client, Tunnel, serve};
 use crate::watch::{Clock, Phase, TICK, Watch, Watches};
 use crate::wire::CheckedStream;
@@ -40,6 +44,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) enum WorkerCommand {
     /// Use this table from now on; then answer.
     Apply { table: Arc<TableSpec>, applied: oneshot::Sender<()> },
+    /// Tell what was counted, with the requests in flight that have waited longer than each bound.
+    Count { over: Arc<[Duration]>, counted: oneshot::Sender<Vec<CountRow>> },
     /// Accept no more, finish what is in flight within the time; then end, and say how many connections were cut.
     Stop { within: Duration, stopped: oneshot::Sender<u64> },
 }
@@ -63,6 +69,9 @@ pub(crate) struct WorkerSetup {
     pub(crate) log: Option<LogSender>,
     pub(crate) counts: Arc<WorkerCounts>,
     pub(crate) commands: mpsc::Receiver<WorkerCommand>,
+    pub(crate) lease: Arc<Lease>,
+    /// When the router began.
+    pub(crate) started: Instant,
 }
 
 /// What the requests of one core share.
@@ -80,7 +89,9 @@ pub(crate) struct Worker {
     pub(crate) read_buffer: RefCell<BytesMut>,
     /// Request heads are written here one at a time.
     pub(crate) head_buffer: RefCell<Vec<u8>>,
+    lease: Arc<Lease>,
     table: RefCell<Table>,
+    spec: RefCell<Option<Arc<TableSpec>>>,
     watches: Watches,
     open: Cell<usize>,
     max_open: usize,
@@ -90,14 +101,33 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// A backend for the next attempt.
-    pub(crate) fn choose(&self, tried: &[Rc<Entry>]) -> Option<Rc<Entry>> {
-        self.table.borrow().choose(&self.random, tried).cloned()
+    /// What decides about a request, as of now: what it wishes, and the route by which it is counted.
+    pub(crate) fn place(&self, parts: &Parts) -> (Wish, usize) {
+        let spec = self.spec.borrow();
+        let Some(spec) = &*spec else { return (Wish::default(), 0) };
+        let mut wish = spec.affinity.wish(&parts.headers);
+        // An alert holds testers as well: all requests go to stable.
+        wish.is_tester &= spec.is_trial && !self.lease.is_held();
+        (wish, spec.routes.index_of(parts.uri.path()))
     }
 
-    fn apply(&self, spec: &TableSpec) {
-        let next = self.table.borrow().next(spec, self.limits.max_idle_per_backend);
+    /// A backend for the next attempt, and what decided it.
+    pub(crate) fn choose(&self, wish: Wish, tried: &[Rc<Entry>]) -> Option<(Rc<Entry>, Reason)> {
+        let share = self.lease.share_per_mille(self.clock.now());
+        let table = self.table.borrow();
+        let (entry, reason) = table.choose(&self.random, share, wish, tried)?;
+        Some((Rc::clone(entry), reason))
+    }
+
+    fn apply(&self, spec: Arc<TableSpec>) {
+        let next = self.table.borrow().next(&spec, self.limits.max_idle_per_backend);
         self.table.replace(next);
+        self.spec.replace(Some(spec));
+    }
+
+    fn counts(&self, over: &[Duration]) -> Vec<CountRow> {
+        let now = Instant::now();
+        self.table.borrow().tallies().flat_map(|tally| tally.rows(over, now)).collect()
     }
 }
 
@@ -112,7 +142,8 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
         Err(error) => return drop(ready.send(Err(error))),
     };
     runtime.block_on(async {
-        let WorkerSetup { index, workers, listener, config, log, counts, mut commands } = setup;
+        let WorkerSetup { index, workers, listener, config, log, counts, mut commands, lease, started } =
+            setup;
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => return drop(ready.send(Err(error))),
@@ -122,13 +153,15 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
             limits: Rc::new(config.limits.clone()),
             fall: config.health.fall,
             trust_forwarded: config.trust_forwarded,
-            clock: Rc::new(Clock::new()),
+            clock: Rc::new(Clock::new(started)),
             random: Random::seeded(),
             log: WorkerLog::new(log),
             counts,
             read_buffer: RefCell::default(),
             head_buffer: RefCell::default(),
+            lease,
             table: RefCell::default(),
+            spec: RefCell::default(),
             watches: Watches::default(),
             open: Cell::new(0),
             max_open: config.limits.max_connections.div_ceil(workers).max(1),
@@ -144,11 +177,14 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
         while let Some(command) = commands.recv().await {
             match command {
                 WorkerCommand::Apply { table, applied } => {
-                    worker.apply(&table);
+                    worker.apply(table);
                     if let Some(listener) = listener.take() {
                         accepting = Some(tokio::task::spawn_local(accept(Rc::clone(&worker), listener)));
                     }
                     let _ = applied.send(());
+                }
+                WorkerCommand::Count { over, counted } => {
+                    let _ = counted.send(worker.counts(&over));
                 }
                 WorkerCommand::Stop { within, stopped } => {
                     stop = Some((within, stopped));

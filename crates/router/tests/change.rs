@@ -239,9 +239,8 @@ async fn checks_take_a_backend_down_and_up() {
 async fn generations_fence_changes() {
     let (a, b) = (Backend::start("a").await, Backend::start("b").await);
     let bed = Bed::start(vec![a.spec()]).await;
-    let state = |generation, specs: &[&Backend]| RouterState {
-        generation,
-        backends: specs.iter().map(|backend| backend.spec()).collect(),
+    let state = |generation, specs: &[&Backend]| {
+        RouterState::new(generation, specs.iter().map(|backend| backend.spec()).collect())
     };
     let refused = |result: Result<_, RouterClientError>| match result {
         Err(RouterClientError::Refused(error)) => error.kind,
@@ -307,7 +306,7 @@ async fn the_control_socket_is_strict_and_private() {
     assert_eq!(bed.client.get().await.unwrap().generation, 1);
 
     let mut config = RouterConfig::new("127.0.0.1:0".parse().unwrap(), path.clone());
-    let empty = || RouterState { generation: 1, backends: Vec::new() };
+    let empty = || RouterState::new(1, Vec::new());
     let error = Router::start(config.clone(), empty()).unwrap_err();
     assert!(
         matches!(error, RouterError::Control { .. }) && error.to_string().contains("already answers"),
@@ -414,14 +413,10 @@ fn run_until_serves_until_told_to_end() {
     let directory = tempfile::tempdir().unwrap();
     let config = RouterConfig::new("127.0.0.1:0".parse().unwrap(), directory.path().join("control"));
     let (send, address) = std::sync::mpsc::channel();
-    let report = run_until(
-        config,
-        RouterState { generation: 1, backends: Vec::new() },
-        |address| send.send(address).unwrap(),
-        async {
+    let report =
+        run_until(config, RouterState::new(1, Vec::new()), |address| send.send(address).unwrap(), async {
             let mut client = Client::connect(address.recv().unwrap()).await;
             assert_eq!(client.ask("GET /", b"").await.unwrap().status, 503);
-        },
-    );
+        });
     assert_eq!(report.unwrap().connections_cut, 0);
 }

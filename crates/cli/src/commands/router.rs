@@ -9,7 +9,7 @@ use crate::printer::Printer;
 
 pub(crate) fn run(router: &Router, printer: &Printer) -> Result<Exit, Failure> {
     let state = match &router.state {
-        None => RouterState { generation: 0, backends: Vec::new() },
+        None => RouterState::new(0, Vec::new()),
         Some(path) => {
             let cannot = |why: String| Failure::usage(format!("cannot read {}: {why}", path.display()));
             let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
@@ -18,6 +18,7 @@ pub(crate) fn run(router: &Router, printer: &Printer) -> Result<Exit, Failure> {
     };
     let mut config = RouterConfig::new(router.listen, router.control.clone());
     config.access_log.clone_from(&router.access_log);
+    config.keep.clone_from(&router.keep);
     config.workers = router.workers.unwrap_or_default();
     let control = router.control.display();
     let started = |address| printer.progress(format!("router on {address}, control socket {control}"));

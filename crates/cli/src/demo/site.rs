@@ -206,7 +206,7 @@ fn start_router(
             health: Some("/health".to_owned()),
         })
         .collect();
-    let state = serde_json::to_string(&RouterState { generation: 1, backends })
+    let state = serde_json::to_string(&RouterState::new(1, backends))
         .map_err(|error| cannot("describe the router's backends", &error))?;
     write(&directory.join("router-state.json"), &state)?;
     let log = directory.join("router.log");

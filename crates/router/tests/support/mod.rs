@@ -208,7 +208,7 @@ impl Bed {
         config.health.interval = Duration::from_millis(20);
         change(&mut config);
         let client = RouterClient::new(&config.control);
-        let router = Router::start(config, RouterState { generation: 1, backends }).unwrap();
+        let router = Router::start(config, RouterState::new(1, backends)).unwrap();
         let bed = Self { router, directory, client };
         bed.until("every backend was checked", |snapshot| {
             snapshot.backends.iter().all(|backend| {
