@@ -227,6 +227,15 @@ impl Bed {
         Ok(self.in_hub(|| Connection::open(address, GET_TIMEOUT)?.send(request))??)
     }
 
+    /// Bytes that have passed between the hub and its hosts since the bed came up, both ways, with all headers.
+    pub fn network_bytes(&self) -> Result<u64, Error> {
+        // Where a thread stands, not where the process does, is what this file shows.
+        let path = "/proc/thread-self/net/dev";
+        let text = self.in_hub(|| fs::read_to_string(path))?.map_err(Error::io("read", path))?;
+        network::bridge_bytes(&text)
+            .ok_or_else(|| Error::Machine { reason: "the hub has no bridge to count bytes at".into() })
+    }
+
     /// The answer to a GET from the hub.
     pub fn get(&self, address: SocketAddr, path: &str) -> Result<Response, Error> {
         self.request(address, &Request::get(path))

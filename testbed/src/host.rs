@@ -210,6 +210,11 @@ impl Host {
         network::set_rate(self.number, self.index, &self.name, kilobits_per_second)
     }
 
+    /// Processor time that all of its processes have taken since it was first booted.
+    pub fn processor_time(&self) -> Result<Duration, Error> {
+        cgroup::processor_time(&control_group(self.number, &self.name))
+    }
+
     /// The end of what its process 1 printed.
     pub fn console(&self) -> String {
         fs::read(self.disk.join("console")).map(|bytes| tail(&bytes)).unwrap_or_default()

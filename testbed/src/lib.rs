@@ -41,6 +41,7 @@ pub mod wait;
 
 pub use base::Base;
 pub use bed::{Bed, BedBuilder};
+pub use cgroup::Group;
 pub use command::{output_of, run};
 pub use error::Error;
 pub use host::{Host, Init, Sudo};

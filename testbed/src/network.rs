@@ -61,6 +61,14 @@ pub(crate) fn create_hub(number: u8) -> Result<(), Error> {
     )
 }
 
+/// Bytes received and sent at the hub's end of the bridge, from the kernel's table of devices.
+pub(crate) fn bridge_bytes(table: &str) -> Option<u64> {
+    let counts = table.lines().find_map(|line| line.trim_start().strip_prefix("bridge0:"))?;
+    let counts: Vec<u64> = counts.split_whitespace().map_while(|count| count.parse().ok()).collect();
+    // Eight columns of what was received come before those of what was sent.
+    Some(counts.first()? + counts.get(8)?)
+}
+
 /// Makes a host's namespace and links it to the bridge.
 pub(crate) fn create_host(number: u8, index: usize, name: &str) -> Result<(), Error> {
     let (hub, host) = (hub(number), host(number, name));
@@ -199,4 +207,17 @@ pub(crate) fn enter(namespace: &str) -> Result<(), Error> {
 
 fn batch(namespace: &str, lines: &str) -> Result<(), Error> {
     run_with_input(Command::new("ip").args(["-n", namespace, "-batch", "-"]), lines.as_bytes()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_passes_the_bridge() {
+        let table = "Inter-|   Receive      |  Transmit\n face |bytes    packets |bytes    packets\n    \
+                     lo: 9 9 0 0 0 0 0 0 9 9 0 0 0 0 0 0\nbridge0: 1200 3 0 0 0 0 0 0 34 2 0 0 0 0 0 0\n";
+        assert_eq!(bridge_bytes(table), Some(1234));
+        assert_eq!(bridge_bytes("lo: 1 2\n"), None);
+    }
 }

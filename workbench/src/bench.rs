@@ -1,3 +1,5 @@
+//! `cargo xtask bench`: what is measured, each by a command of its own; a release onto hosts in [`transfer`].
+//!
 //! `cargo xtask bench planner`: what a decision costs, and whether it grows faster than the fleet.
 //!
 //! Each fleet's rollout is simulated. Every decision before its first wave, of a wave in the middle and of the way back from
@@ -6,6 +8,7 @@
 
 mod cost;
 mod fleet;
+mod transfer;
 
 use std::time::Duration;
 
@@ -56,6 +59,8 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// A release of some 200 MB onto real hosts, beside what else people use for it. Exits with 1 when a limit is missed.
+    Transfer(transfer::Options),
 }
 
 /// The figures.
@@ -89,7 +94,13 @@ struct RolloutCost {
 
 /// True when the limits are kept.
 pub(crate) fn run(options: &Options) -> Result<bool, Error> {
-    let What::Planner { json } = options.what;
+    match &options.what {
+        What::Planner { json } => planner(*json),
+        What::Transfer(options) => transfer::run(options),
+    }
+}
+
+fn planner(json: bool) -> Result<bool, Error> {
     let mut cold = Cold::new();
     let mut all = Vec::new();
     for hosts in DECISIONS {
