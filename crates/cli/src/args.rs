@@ -325,6 +325,9 @@ pub(crate) struct Router {
     /// Where each request is logged, as JSON lines.
     #[arg(long, value_name = "PATH")]
     pub(crate) access_log: Option<PathBuf>,
+    /// Do not count requests by release and route: a canary cannot be judged then.
+    #[arg(long)]
+    pub(crate) no_counts: bool,
     /// Threads, each with its own listening socket [default: one per core].
     #[arg(long)]
     pub(crate) workers: Option<usize>,

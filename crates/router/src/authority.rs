@@ -20,10 +20,10 @@ use crate::canary::{
     Alert, AlertRaised, CanaryChange, CanaryStatus, Enabling, Lease, Renewal, millis, validate_lease,
 };
 use crate::config::RouterConfig;
-use crate::counts::{CountRow, CountsBy, CountsRequest, MAX_OVER_BOUNDS, RouterCounts, latency_bounds_us};
+use crate::counts::{CountRow, CountsBy, CountsRequest, RouterCounts, latency_bounds_us};
 use crate::health::keep_checking;
 use crate::keep::Kept;
-use crate::protocol::{ControlAnswer, ControlError, ControlErrorKind, ControlRequest};
+use crate::protocol::{ControlAnswer, ControlError, ControlRequest};
 use crate::routes::Routes;
 use crate::state::{
     BackendSpec, BackendState, Health, RouterSnapshot, RouterState, StateError, raised, validate_words,
@@ -369,15 +369,10 @@ impl Authority {
 
     /// What all workers counted, added up.
     async fn counts(&self, request: &CountsRequest) -> Result<RouterCounts, ControlError> {
-        if request.over_ms.len() > MAX_OVER_BOUNDS {
-            let message = format!("{} bounds are more than {MAX_OVER_BOUNDS}", request.over_ms.len());
-            return Err(ControlError { kind: ControlErrorKind::Invalid, message });
-        }
-        let over: Arc<[Duration]> = request.over_ms.iter().copied().map(Duration::from_millis).collect();
         let mut waiting = Vec::new();
         for worker in &self.workers {
             let (counted, wait) = oneshot::channel();
-            drop(worker.commands.send(WorkerCommand::Count { over: Arc::clone(&over), counted }).await);
+            drop(worker.commands.send(WorkerCommand::Count { counted }).await);
             waiting.push(wait);
         }
         let mut all = Vec::new();

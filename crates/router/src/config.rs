@@ -32,6 +32,8 @@ pub struct RouterConfig {
     pub control: PathBuf,
     /// Where access log lines are appended, if anywhere.
     pub access_log: Option<PathBuf>,
+    /// Whether requests are counted by release and route.
+    pub counts: bool,
     /// Where the state is kept over a restart, if anywhere. What is there when the router starts is used instead of the
     /// state it is given, unless it is older.
     pub keep: Option<PathBuf>,
@@ -53,6 +55,7 @@ impl RouterConfig {
             workers: 0,
             control,
             access_log: None,
+            counts: true,
             keep: None,
             trust_forwarded: false,
             health: HealthSettings::default(),

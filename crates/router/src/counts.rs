@@ -1,13 +1,11 @@
 //! What was counted, as it is read through the control socket: rows that only grow, by backend (or release) and route.
 //!
 //! A judgement of a canary reads this twice and takes the differences: requests of canary and stable, the bad ones
-//! ([`CountRow::bad`]), the slow ones over a bound ([`CountRow::slow`]), and those in flight that have been over it
-//! already. Reading takes nothing away, so any number of readers may, and a reading that is lost costs nothing.
+//! ([`CountRow::bad`]), and how long they took, bucket by bucket. What is in flight, with its age, is as of the reading.
+//! Reading takes nothing away, so any number of readers may, and a reading that is lost costs nothing.
 
 use serde::{Deserialize, Serialize};
 
-/// Most bounds for requests in flight in one reading: three quantiles for each of a few routes.
-pub const MAX_OVER_BOUNDS: usize = 16;
 /// Latency is counted in this many buckets: eight to each doubling, so that a bound is met to within an eighth, from
 /// 64 µs to 67 s and beyond.
 pub const LATENCY_BUCKETS: usize = FIRST_BUCKETS + OCTAVES * 8 + 1;
@@ -19,17 +17,13 @@ const FIRST_STEP_US: u64 = 8;
 /// Doublings above the lowest range.
 const OCTAVES: usize = 20;
 
-/// Which rows are asked for, and what of the requests in flight.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// Which rows are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CountsRequest {
     /// One row for what.
     #[serde(default)]
     pub by: CountsBy,
-    /// Bounds, in milliseconds: of the requests in flight, how many have waited longer for their answer. At most
-    /// [`MAX_OVER_BOUNDS`].
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub over_ms: Vec<u64>,
 }
 
 /// What a row stands for.
@@ -52,7 +46,7 @@ pub struct RouterCounts {
     pub elapsed_ms: u64,
     /// The generation in force.
     pub generation: u64,
-    /// Upper ends of the latency buckets, in microseconds; the last bucket has none.
+    /// Upper ends of the latency buckets, in microseconds, which belong to them; the last bucket has none.
     pub latency_bounds_us: Vec<u64>,
     /// Rows in which anything was counted, sorted by backend, release and route.
     pub rows: Vec<CountRow>,
@@ -89,9 +83,8 @@ pub struct CountRow {
     pub bytes: u64,
     /// Requests in flight that have no answer yet.
     pub in_flight: u64,
-    /// Those among them that have waited longer than each bound that was asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub in_flight_over: Vec<u64>,
+    /// How long they have waited by now, as `[bucket, requests]`.
+    pub in_flight_ages: Vec<(usize, u64)>,
     /// Time from the request's way to the backend to the head of its answer, or to its failure: `[bucket, requests]`
     /// for every bucket that holds any.
     pub latency: Vec<(usize, u64)>,
@@ -104,12 +97,13 @@ impl CountRow {
         self.answers[4] + self.failed + self.broken
     }
 
-    /// Requests that took longer than `bound_us` microseconds, to within a bucket: those in the bucket that holds the
-    /// bound count as fast.
+    /// Requests that took, or in flight have taken by now, longer than `bound_us` microseconds, to within a bucket: those in
+    /// the bucket that holds the bound count as fast.
     #[must_use]
     pub fn slow(&self, bound_us: u64) -> u64 {
         let last_fast = latency_bucket(bound_us);
-        self.latency.iter().filter(|(bucket, _)| *bucket > last_fast).map(|(_, count)| count).sum()
+        let both = self.latency.iter().chain(&self.in_flight_ages);
+        both.filter(|(bucket, _)| *bucket > last_fast).map(|(_, count)| count).sum()
     }
 
     /// Adds what another row counted. Its names are of no interest.
@@ -127,14 +121,8 @@ impl CountRow {
             *sum += count;
         }
         self.answers.iter_mut().zip(other.answers).for_each(|(sum, count)| *sum += count);
-        self.in_flight_over.resize(other.in_flight_over.len(), 0);
-        self.in_flight_over.iter_mut().zip(&other.in_flight_over).for_each(|(sum, count)| *sum += count);
-        for &(bucket, count) in &other.latency {
-            match self.latency.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
-                Ok(place) => self.latency[place].1 += count,
-                Err(place) => self.latency.insert(place, (bucket, count)),
-            }
-        }
+        add_buckets(&mut self.latency, &other.latency);
+        add_buckets(&mut self.in_flight_ages, &other.in_flight_ages);
     }
 
     /// Whether anything was ever counted.
@@ -143,10 +131,20 @@ impl CountRow {
     }
 }
 
+fn add_buckets(sum: &mut Vec<(usize, u64)>, more: &[(usize, u64)]) {
+    for &(bucket, count) in more {
+        match sum.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
+            Ok(place) => sum[place].1 += count,
+            Err(place) => sum.insert(place, (bucket, count)),
+        }
+    }
+}
+
 /// The bucket of a time in microseconds.
 #[must_use]
 pub fn latency_bucket(micros: u64) -> usize {
-    let steps = micros / FIRST_STEP_US;
+    // A bound belongs to the bucket that it ends.
+    let steps = micros.saturating_sub(1) / FIRST_STEP_US;
     if steps < FIRST_BUCKETS as u64 {
         return usize::try_from(steps).unwrap_or(0);
     }
@@ -157,7 +155,7 @@ pub fn latency_bucket(micros: u64) -> usize {
     bucket.min(LATENCY_BUCKETS - 1)
 }
 
-/// Upper ends of all buckets but the last, in microseconds. A time equal to one is in the next bucket.
+/// Upper ends of all buckets but the last, in microseconds. A time equal to one is in the bucket that it ends.
 #[must_use]
 pub fn latency_bounds_us() -> Vec<u64> {
     let first = (1..=FIRST_BUCKETS as u64).map(|step| step * FIRST_STEP_US);
@@ -176,7 +174,7 @@ mod tests {
         assert_eq!(bounds.len() + 1, LATENCY_BUCKETS);
         assert!(bounds.is_sorted() && bounds.windows(2).all(|pair| pair[0] < pair[1]));
         for (bucket, &bound) in bounds.iter().enumerate() {
-            assert_eq!((latency_bucket(bound - 1), latency_bucket(bound)), (bucket, bucket + 1), "{bound}");
+            assert_eq!((latency_bucket(bound), latency_bucket(bound + 1)), (bucket, bucket + 1), "{bound}");
         }
         assert_eq!((latency_bucket(0), latency_bucket(u64::MAX)), (0, LATENCY_BUCKETS - 1));
         assert!(bounds.last().is_some_and(|&last| last > 60_000_000), "{:?}", bounds.last());
@@ -193,17 +191,17 @@ mod tests {
             answers: [0, 8, 0, 0, status_5xx],
             failed: 1,
             broken: 1,
-            in_flight_over: vec![1, 0],
+            in_flight_ages: vec![(9, 1)],
             latency: latency.to_vec(),
             ..CountRow::default()
         };
         let mut sum = CountRow::default();
         sum.add(&row(&[(3, 1), (9, 2)], 1));
         sum.add(&row(&[(5, 4), (9, 1)], 0));
-        assert_eq!((sum.requests, sum.bad(), sum.in_flight_over.as_slice()), (20, 5, &[2, 0][..]));
+        assert_eq!((sum.requests, sum.bad(), sum.in_flight_ages.as_slice()), (20, 5, &[(9, 2)][..]));
         assert_eq!(sum.latency, [(3, 1), (5, 4), (9, 3)]);
         let bounds = latency_bounds_us();
-        assert_eq!((sum.slow(bounds[4]), sum.slow(bounds[8] - 1), sum.slow(bounds[8])), (3, 3, 0));
+        assert_eq!((sum.slow(bounds[4]), sum.slow(bounds[8]), sum.slow(bounds[9])), (9, 5, 0));
         assert!(CountRow::default().is_empty() && !sum.is_empty());
     }
 }

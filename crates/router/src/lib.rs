@@ -31,7 +31,7 @@
 //! 2. `canary` again with each step's share, and [`RouterClient::renew`] well within the lease for as long as it is judged
 //!    healthy. When nobody renews, the traffic is stable's.
 //! 3. Each interval [`RouterClient::counts`], by backend or by release, and the difference to the reading before
-//!    ([`CountRow`]): requests, bad ones, slow ones over a bound, those in flight over it already. Rows whose
+//!    ([`CountRow`]): requests, bad ones, how long they took, and what is in flight with its age. Rows whose
 //!    `since_generation`, or readings whose `instance`, is another one began anew.
 //! 4. [`RouterClient::alert`] to send all traffic to stable (it stays there until [`RouterClient::enable`]), or, when all
 //!    backends run the release or are about to, [`RouterClient::conclude`].
@@ -78,8 +78,7 @@ pub use config::{
     MAX_INFORMATIONAL_ANSWERS, MAX_REQUEST_HEAD_BYTES, MAX_WORKERS, READ_BUFFER_BYTES, RouterConfig,
 };
 pub use counts::{
-    CountRow, CountsBy, CountsRequest, LATENCY_BUCKETS, MAX_OVER_BOUNDS, RouterCounts, latency_bounds_us,
-    latency_bucket,
+    CountRow, CountsBy, CountsRequest, LATENCY_BUCKETS, RouterCounts, latency_bounds_us, latency_bucket,
 };
 pub use protocol::{ControlError, ControlErrorKind};
 pub use router::{Router, RouterError, RouterHandle, ShutdownReport, run_until};

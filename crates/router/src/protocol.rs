@@ -10,7 +10,7 @@
 //! | `{"conclude":{"release":…}}` | ends the trial: weights alone count again ([`Conclusion`]) |
 //! | `{"alert":{"reason":…,"by":…}}` | the canary gets nothing until it is enabled ([`AlertRaised`]) |
 //! | `{"enable":{"by":…}}` | a person ends the alert ([`Enabling`]) |
-//! | `{"counts":{"by":"release","over_ms":[…]}}` | reads what was counted ([`CountsRequest`]) |
+//! | `{"counts":{"by":"release"}}` | reads what was counted ([`CountsRequest`]) |
 //!
 //! Answers: `{"ok":SNAPSHOT}` ([`RouterSnapshot`]), `{"counts":COUNTS}` ([`RouterCounts`]) or
 //! `{"error":{"kind":…,"message":…}}`. An answer to a change is given when every core has made it.
@@ -165,11 +165,8 @@ mod tests {
             ),
             (r#"{"enable":{"by":"ada"}}"#, ControlRequest::Enable(Enabling { by: "ada".to_owned() })),
             (
-                r#"{"counts":{"by":"release","over_ms":[250]}}"#,
-                ControlRequest::Counts(CountsRequest {
-                    by: crate::counts::CountsBy::Release,
-                    over_ms: vec![250],
-                }),
+                r#"{"counts":{"by":"release"}}"#,
+                ControlRequest::Counts(CountsRequest { by: crate::counts::CountsBy::Release }),
             ),
         ];
         for (line, request) in requests {

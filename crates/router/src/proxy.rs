@@ -101,7 +101,7 @@ async fn route(
 ) -> Response<AnswerBody> {
     let worker = &client.worker;
     let (wish, route) = worker.place(parts);
-    record.is_counted = !wish.is_tester;
+    record.is_counted = worker.is_counting && !wish.is_tester;
     record.route = route;
     let idempotent = is_idempotent(&parts.method);
     // A backend whose connection could not be opened is not asked again; one that closed an idle connection is, once,

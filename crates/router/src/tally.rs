@@ -3,6 +3,7 @@
 //! A tally belongs to one worker, so counting takes no lock and shares no cache line. It is read by asking the worker.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,15 +59,15 @@ impl Tally {
         }
     }
 
-    /// The rows in which anything was counted. `over` are bounds for requests in flight.
-    pub(crate) fn rows(&self, over: &[std::time::Duration], now: Instant) -> Vec<CountRow> {
+    /// The rows in which anything was counted.
+    pub(crate) fn rows(&self, now: Instant) -> Vec<CountRow> {
         let rows = self.rows.iter().enumerate().filter_map(|(index, row)| Some((index, row.get()?)));
         rows.map(|(index, row)| CountRow {
             backend: self.backend.to_string(),
             release: self.release.as_deref().map(str::to_owned),
             route: self.routes.name(index).to_owned(),
             since_generation: self.since_generation,
-            ..row.read(over, now)
+            ..row.read(now)
         })
         .filter(|row| !row.is_empty())
         .collect()
@@ -94,12 +95,12 @@ impl Default for RouteTally {
 }
 
 impl RouteTally {
-    fn read(&self, over: &[std::time::Duration], now: Instant) -> CountRow {
+    fn read(&self, now: Instant) -> CountRow {
         let waiting = self.waiting.borrow();
-        let longer = |bound: &std::time::Duration| {
-            let waits = waiting.since.iter().flatten();
-            waits.filter(|since| now.saturating_duration_since(**since) > *bound).count() as u64
-        };
+        let mut ages = BTreeMap::new();
+        for since in waiting.since.iter().flatten() {
+            *ages.entry(latency_bucket(micros(now.saturating_duration_since(*since)))).or_default() += 1;
+        }
         let answers = self.answers.each_ref().map(Cell::get);
         let latency = self.latency.iter().map(Cell::get).enumerate().filter(|(_, count)| *count > 0);
         CountRow {
@@ -111,7 +112,7 @@ impl RouteTally {
             moved: self.moved.get(),
             bytes: self.bytes.get(),
             in_flight: (waiting.since.len() - waiting.free.len()) as u64,
-            in_flight_over: over.iter().map(longer).collect(),
+            in_flight_ages: ages.into_iter().collect(),
             latency: latency.collect(),
             ..CountRow::default()
         }
@@ -241,7 +242,7 @@ mod tests {
         drop(begin());
         let waiting = begin();
         let now = Instant::now() + Duration::from_secs(5);
-        let rows = tally.rows(&[Duration::from_secs(1), Duration::from_secs(60)], now);
+        let rows = tally.rows(now);
         let [row] = &rows[..] else { panic!("{rows:?}") };
         assert_eq!(
             (row.backend.as_str(), row.release.as_deref(), row.route.as_str(), row.since_generation),
@@ -250,12 +251,15 @@ mod tests {
         assert_eq!((row.requests, row.answers), (10, [1, 3, 1, 1, 3]));
         assert_eq!((row.failed, row.broken, row.cancelled, row.moved), (1, 1, 1, 1));
         assert_eq!((row.bytes, row.bad()), (70, 5));
-        assert_eq!((row.in_flight, row.in_flight_over.as_slice()), (1, &[1, 0][..]));
+        assert_eq!(
+            (row.in_flight, row.in_flight_ages.as_slice()),
+            (1, &[(latency_bucket(5_000_000), 1)][..])
+        );
         assert_eq!(row.latency.iter().map(|(_, count)| count).sum::<u64>(), 10);
         drop(waiting);
         let mut late = Counted::begin(Rc::clone(&tally), 99);
         late.answered(200);
-        let rows = tally.rows(&[], now);
+        let rows = tally.rows(now);
         assert_eq!((rows[0].in_flight, rows[0].cancelled, rows[1].route.as_str()), (0, 2, "other"));
     }
 }

@@ -44,8 +44,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) enum WorkerCommand {
     /// Use this table from now on; then answer.
     Apply { table: Arc<TableSpec>, applied: oneshot::Sender<()> },
-    /// Tell what was counted, with the requests in flight that have waited longer than each bound.
-    Count { over: Arc<[Duration]>, counted: oneshot::Sender<Vec<CountRow>> },
+    /// Tell what was counted.
+    Count { counted: oneshot::Sender<Vec<CountRow>> },
     /// Accept no more, finish what is in flight within the time; then end, and say how many connections were cut.
     Stop { within: Duration, stopped: oneshot::Sender<u64> },
 }
@@ -81,6 +81,7 @@ pub(crate) struct Worker {
     pub(crate) limits: Rc<Limits>,
     pub(crate) fall: u32,
     pub(crate) trust_forwarded: bool,
+    pub(crate) is_counting: bool,
     pub(crate) clock: Rc<Clock>,
     pub(crate) random: Random,
     pub(crate) log: WorkerLog,
@@ -125,9 +126,9 @@ impl Worker {
         self.spec.replace(Some(spec));
     }
 
-    fn counts(&self, over: &[Duration]) -> Vec<CountRow> {
+    fn counts(&self) -> Vec<CountRow> {
         let now = Instant::now();
-        self.table.borrow().tallies().flat_map(|tally| tally.rows(over, now)).collect()
+        self.table.borrow().tallies().flat_map(|tally| tally.rows(now)).collect()
     }
 }
 
@@ -153,6 +154,7 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
             limits: Rc::new(config.limits.clone()),
             fall: config.health.fall,
             trust_forwarded: config.trust_forwarded,
+            is_counting: config.counts,
             clock: Rc::new(Clock::new(started)),
             random: Random::seeded(),
             log: WorkerLog::new(log),
@@ -183,8 +185,8 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
                     }
                     let _ = applied.send(());
                 }
-                WorkerCommand::Count { over, counted } => {
-                    let _ = counted.send(worker.counts(&over));
+                WorkerCommand::Count { counted } => {
+                    let _ = counted.send(worker.counts());
                 }
                 WorkerCommand::Stop { within, stopped } => {
                     stop = Some((within, stopped));
