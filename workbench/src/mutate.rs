@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -29,6 +30,9 @@ pub(crate) struct Options {
     /// Seeds within which each is to be caught.
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     seeds: u64,
+    /// How many at a time; as many as there are processors when not given.
+    #[arg(long, value_name = "J")]
+    jobs: Option<usize>,
     /// Copy and build there, and keep it, instead of in a temporary directory.
     #[arg(long, value_name = "DIRECTORY")]
     directory: Option<PathBuf>,
@@ -95,10 +99,14 @@ pub(crate) fn run(options: &Options) -> Result<bool, Error> {
     let temporary = tempfile::Builder::new().prefix("greenlight-mutate-").tempdir();
     let temporary = temporary.map_err(Error::system("create a temporary directory"))?;
     let directory = options.directory.as_deref().unwrap_or(temporary.path());
-    let bench = Bench { tree: directory.join("tree"), target: directory.join("target") };
-    bench.copy(root)?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let benches = (0..options.jobs.unwrap_or(processors).clamp(1, mutations.len())).map(|number| Bench {
+        tree: directory.join(format!("tree{number}")),
+        target: directory.join(format!("target{number}")),
+    });
+    let benches: Vec<Bench> = benches.collect();
     let start = Instant::now();
-    if let Some(caught) = bench.simulate(options.seeds)? {
+    if let Some(caught) = prepare(&benches, root, options.seeds)? {
         println!("the tree as it is does not pass: seed {}: {}", caught.seed, caught.what);
         return Ok(false);
     }
@@ -107,28 +115,81 @@ pub(crate) fn run(options: &Options) -> Result<bool, Error> {
         println!("| mutation | caught by | seed | seconds |");
         println!("| --- | --- | ---: | ---: |");
     }
-    let mut trials = Vec::new();
-    for mutation in mutations {
-        let start = Instant::now();
-        let caught = bench.try_out(&mutation, options.seeds)?;
-        let trial = Trial { caught, ..mutation.into_trial(start.elapsed()) };
-        if !options.json {
-            println!("{}", trial.line());
-        }
-        trials.push(trial);
-    }
-    let survived = trials.iter().filter(|trial| trial.caught.is_none()).count();
+    let trials = try_out_all(&benches, &mutations, options)?;
+    let survived: Vec<&str> =
+        trials.iter().filter(|trial| trial.caught.is_none()).map(|trial| trial.name.as_str()).collect();
     if options.json {
         println!("{}", serde_json::to_string_pretty(&trials).map_err(Error::Json)?);
     } else {
-        println!("\n{} mutations, {survived} survived", trials.len());
+        let took = start.elapsed().as_secs_f64();
+        println!("\n{} mutations in {took:.0} s, {} survived", trials.len(), survived.len());
+        survived.iter().for_each(|name| println!("survived: {name}"));
     }
-    Ok(survived == 0)
+    Ok(survived.is_empty())
+}
+
+/// Copies the sources to every bench, builds them there and runs their simulation as they are. The dependencies are built
+/// once.
+fn prepare(benches: &[Bench], root: &Path, seeds: u64) -> Result<Option<Caught>, Error> {
+    let Some((first, others)) = benches.split_first() else { return Ok(None) };
+    first.copy(root)?;
+    first.build()?;
+    for other in others {
+        other.copy(root)?;
+        if !other.target.exists() {
+            archive(&first.target, &other.target)?;
+        }
+    }
+    let builds = others.iter().map(|other| || other.build());
+    std::thread::scope(|scope| {
+        let building: Vec<_> = builds.map(|build| scope.spawn(build)).collect();
+        let caught = first.simulate(seeds, benches.len())?;
+        building.into_iter().try_for_each(|build| build.join().unwrap_or_else(|_| Err(panicked())))?;
+        Ok(caught)
+    })
+}
+
+/// Every mutation, as many at a time as there are benches; the results in the order of the mutations.
+fn try_out_all(benches: &[Bench], mutations: &[Mutation], options: &Options) -> Result<Vec<Trial>, Error> {
+    let next = AtomicUsize::new(0);
+    let work = |bench: &Bench| {
+        let mut trials = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(mutation) = mutations.get(number) else { return Ok(trials) };
+            let start = Instant::now();
+            let result = bench.try_out(mutation, options.seeds);
+            if result.is_err() {
+                // The others end with what they are at.
+                next.store(mutations.len(), Ordering::Relaxed);
+            }
+            let trial = mutation.trial(result?, start.elapsed());
+            if !options.json {
+                println!("{}", trial.line());
+            }
+            trials.push((number, trial));
+        }
+    };
+    let mut trials = std::thread::scope(|scope| {
+        let workers: Vec<_> = benches.iter().map(|bench| scope.spawn(|| work(bench))).collect();
+        let mut all = Vec::new();
+        for worker in workers {
+            all.extend(worker.join().unwrap_or_else(|_| Err(panicked()))?);
+        }
+        Ok::<_, Error>(all)
+    })?;
+    trials.sort_by_key(|(number, _)| *number);
+    Ok(trials.into_iter().map(|(_, trial)| trial).collect())
+}
+
+fn panicked() -> Error {
+    Error::Refused("a worker panicked, see above".to_owned())
 }
 
 impl Mutation {
-    fn into_trial(self, took: Duration) -> Trial {
-        Trial { name: self.name, breaks: self.breaks, caught: None, seconds: took.as_secs_f64() }
+    fn trial(&self, caught: Option<Caught>, took: Duration) -> Trial {
+        let (name, breaks) = (self.name.clone(), self.breaks.clone());
+        Trial { name, breaks, caught, seconds: took.as_secs_f64() }
     }
 
     /// The sources that it changes, below a root: as they are, and with the mutation in them.
@@ -205,19 +266,18 @@ impl Bench {
             })
         };
         write(|change| &change.after)?;
-        let caught = self.simulate(seeds);
+        let caught = self.build().and_then(|()| self.simulate(seeds, 1));
         write(|change| &change.before)?;
         caught
     }
 
-    /// Builds the copy and runs its simulation: its first violation, if it has any.
-    fn simulate(&self, seeds: u64) -> Result<Option<Caught>, Error> {
+    fn build(&self) -> Result<(), Error> {
         let build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .current_dir(&self.tree)
             .args(["build", "--quiet", "--release", "--locked", "--package", "greenlight-workbench"])
             .arg("--no-default-features")
             .env("CARGO_TARGET_DIR", &self.target)
-            // What is built is run for seconds: building takes longer than that.
+            // What is built is run for seconds: building takes longer than that. Each bench has one processor.
             .env("CARGO_INCREMENTAL", "1")
             .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
             .output()
@@ -226,8 +286,14 @@ impl Bench {
             let said = String::from_utf8_lossy(&build.stderr);
             return Err(Error::Refused(format!("the copy does not build:\n{said}")));
         }
+        Ok(())
+    }
+
+    /// Runs the copy's simulation: its first violation, if it has any.
+    fn simulate(&self, seeds: u64, jobs: usize) -> Result<Option<Caught>, Error> {
         let output = Command::new(self.target.join("release/greenlight-workbench"))
-            .args(["simulate", "--fail-fast", "--json", "--seeds", &seeds.to_string()])
+            .args(["simulate", "--fail-fast", "--json"])
+            .args(["--seeds", &seeds.to_string(), "--jobs", &jobs.to_string()])
             .output()
             .map_err(Error::system("start the simulation"))?;
         let said = String::from_utf8_lossy(&output.stdout);
@@ -257,6 +323,15 @@ fn read(root: &Path) -> Result<Vec<Mutation>, Error> {
     let file: File =
         toml::from_str(&text).map_err(|error| Error::Refused(format!("{MUTATIONS}: {error}")))?;
     Ok(file.mutation)
+}
+
+/// Copies what was built, with its times: cargo builds anew what looks older than what it was made of.
+fn archive(from: &Path, to: &Path) -> Result<(), Error> {
+    let status = Command::new("cp").arg("--archive").args([from, to]).status();
+    match status.map_err(Error::system("start cp"))?.success() {
+        true => Ok(()),
+        false => Err(Error::Refused(format!("{} could not be copied, see above", from.display()))),
+    }
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {

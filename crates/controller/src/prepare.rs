@@ -166,7 +166,10 @@ pub fn prepare(
         environment: environment.clone(),
         services: fleet.services.iter().map(|(name, service)| (name.clone(), service.clone())).collect(),
         releases: facts,
-        rollout: Rollout::new(plan.clone(), now),
+        rollout: Rollout {
+            migrated_before: history.migrated_before(&plan),
+            ..Rollout::new(plan.clone(), now)
+        },
         inventory: claims::without_ended(&gathered.inventory, history),
         traffic: gathered.traffic.clone(),
         gates: gates(fleet, environment, history, &wanted.targets, wanted.direction, now),

@@ -248,6 +248,19 @@ fn migration(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
         return Some(format!("another migration is under way on {other}"));
     }
     let title = world.title(*release);
+    if let Some(former) = rollout.migrated_before.get(service) {
+        // What lost its ledger lost its link with it.
+        let has_ledger = world.report(&former.on).is_some_and(|report| report.linked.is_some());
+        if former.is_done {
+            return Some(format!("the migration of {title} ran before, on {}, by the records", former.on));
+        }
+        if !has_ledger {
+            return Some(format!(
+                "the migration of {title} was begun before, on {}, which does not know how it ended",
+                former.on
+            ));
+        }
+    }
     world.environment.instances_of(service).find_map(|other| {
         match world.report(&other)?.ledger.migration(*release)? {
             MigrationTrace::Done => Some(format!("the migration of {title} ran before, on {other}")),

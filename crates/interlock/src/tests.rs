@@ -13,7 +13,7 @@ use greenlight_model::host::{
     Claim, Guard, HostFacts, HostReport, InstanceReport, Ledger, LedgerEntry, LedgerEvent,
 };
 use greenlight_model::id::{Generation, Instance, ReleaseId};
-use greenlight_model::rollout::{Course, Direction, MigrationState, Plan, Rollout, Wave};
+use greenlight_model::rollout::{Course, Direction, FormerMigration, MigrationState, Plan, Rollout, Wave};
 use greenlight_model::traffic::{Admission, BalancerReport, Server, ServerHealth};
 use greenlight_model::world::{Gate, InFlight, Light, Observation, ReleaseFacts, World};
 
@@ -410,6 +410,19 @@ fn rule_6_migration() {
         let history = &mut report(world, "c").ledger.history;
         history.extend([LedgerEvent::MigrationBegun, LedgerEvent::MigrationFailed].map(trace));
     });
+    let former = |is_done: bool| {
+        move |world: &mut World| {
+            let former = FormerMigration { on: instance("c"), is_done };
+            world.rollout.migrated_before.insert("web".parse().unwrap(), former);
+        }
+    };
+    refused(rule, "the migration of v2 ran before, on c/web, by the records", &migrate(), former(true));
+    let unknown = "the migration of v2 was begun before, on c/web, which does not know how it ended";
+    refused(rule, unknown, &migrate(), |world| {
+        former(false)(world);
+        report(world, "c").linked = None;
+    });
+    permitted(&migrate(), former(false));
     refused(rule, "a migration of web never runs on the way back", &migrate(), turn_back);
     refused(rule, "a migration of web never runs on the way back", &migrate(), |world| {
         world.rollout.plan.direction = Direction::Back;

@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
-use crate::action::{Action, ActionDetail, ActionResult};
+use crate::action::{Action, ActionDetail, ActionResult, Blame};
 use crate::charter::{Charter, Found};
 use crate::decision::{Outcome, Running};
 use crate::fleet::Service;
 use crate::id::{EnvironmentName, ReleaseId, RolloutId, ServiceName};
 use crate::manifest::Release;
 use crate::rollout::{
-    Course, Direction, Failure, Held, MigrationState, Note, OperatorRequest, Plan, Rollout,
+    Course, Direction, Failure, FormerMigration, Held, MigrationState, Note, OperatorRequest, Plan, Rollout,
 };
 use crate::world::InFlight;
 
@@ -162,6 +162,8 @@ pub struct History {
     pub bad: BTreeMap<ReleaseId, String>,
     /// How each service was defined when its release last went to an environment.
     pub definitions: BTreeMap<(EnvironmentName, ReleaseId), Service>,
+    /// The migration of each release in each environment, where it ran or may have run.
+    pub migrations: BTreeMap<(EnvironmentName, ReleaseId), FormerMigration>,
     /// Releases of adopted rollouts: the depot of this project need not have them.
     pub releases: BTreeMap<ReleaseId, Release>,
 }
@@ -192,10 +194,16 @@ impl History {
             }
             RecordBody::RolloutAdopted { charter, found } => self.adopt(charter, found, record.at)?,
             RecordBody::ActionStarted { rollout, action, .. } => {
-                begin(self.open_mut(rollout)?, action, record.at);
+                let open = self.open_mut(rollout)?;
+                begin(open, action, record.at);
+                let environment = open.plan.environment.clone();
+                self.migrates(environment, action, None);
             }
             RecordBody::ActionFinished { rollout, action, result, .. } => {
-                finish(self.open_mut(rollout)?, action, result, record.at);
+                let open = self.open_mut(rollout)?;
+                finish(open, action, result, record.at);
+                let environment = open.plan.environment.clone();
+                self.migrates(environment, action, Some(result));
             }
             RecordBody::Noted { rollout, note } => {
                 turn(self.open_mut(rollout)?, note, record);
@@ -207,7 +215,14 @@ impl History {
                 ask(self.open_mut(rollout)?, *request, why, record);
             }
             RecordBody::MigrationDone { rollout, service, .. } => {
-                self.open_mut(rollout)?.migrations.insert(service.clone(), MigrationState::Done);
+                let open = self.open_mut(rollout)?;
+                open.migrations.insert(service.clone(), MigrationState::Done);
+                let plan = &open.plan;
+                let on = plan.baseline.keys().find(|instance| instance.service == *service).cloned();
+                if let Some((release, on)) = plan.targets.get(service).copied().zip(on) {
+                    let environment = plan.environment.clone();
+                    self.migrations.insert((environment, release), FormerMigration { on, is_done: true });
+                }
             }
             RecordBody::RolloutEnded { rollout, outcome, running } => {
                 let open = self.open_mut(rollout)?;
@@ -218,6 +233,16 @@ impl History {
         }
         self.last_seq = record.seq;
         Ok(())
+    }
+
+    /// What earlier rollouts have done of the migrations of a plan.
+    #[must_use]
+    pub fn migrated_before(&self, plan: &Plan) -> BTreeMap<ServiceName, FormerMigration> {
+        let of_target = |(service, target): (&ServiceName, &ReleaseId)| {
+            let former = self.migrations.get(&(plan.environment.clone(), *target))?;
+            Some((service.clone(), former.clone()))
+        };
+        plan.targets.iter().filter_map(of_target).collect()
     }
 
     /// The rollout of an environment that has not ended, if there is one.
@@ -294,8 +319,30 @@ impl History {
             });
         }
         self.order.push(plan.id.clone());
-        self.rollouts.insert(plan.id.clone(), Rollout::new(plan.clone(), at));
+        let migrated_before = self.migrated_before(plan);
+        let rollout = Rollout { migrated_before, ..Rollout::new(plan.clone(), at) };
+        self.rollouts.insert(plan.id.clone(), rollout);
         Ok(())
+    }
+
+    /// An action was begun, or has ended so: what is known of a migration now.
+    fn migrates(&mut self, environment: EnvironmentName, action: &Action, result: Option<&ActionResult>) {
+        let Action::Migrate { instance, release } = action else { return };
+        let key = (environment, *release);
+        match result {
+            // What ran once has run.
+            _ if self.migrations.get(&key).is_some_and(|former| former.is_done) => {}
+            Some(ActionResult::Failed { blame: Blame::Release, .. }) => {
+                self.migrations.remove(&key);
+            }
+            // No answer is no end, and a refusal says nothing about what was begun.
+            None | Some(ActionResult::Failed { .. }) => {
+                self.migrations.insert(key, FormerMigration { on: instance.clone(), is_done: false });
+            }
+            Some(ActionResult::Succeeded) => {
+                self.migrations.insert(key, FormerMigration { on: instance.clone(), is_done: true });
+            }
+        }
     }
 
     fn adopt(&mut self, charter: &Charter, found: &Found, at: Timestamp) -> Result<(), IllegalRecord> {
@@ -552,6 +599,45 @@ mod tests {
                 .unwrap();
             assert_eq!(log.history.rollouts[&rollout].failures.len(), counts);
         }
+    }
+
+    #[test]
+    fn the_log_knows_what_earlier_rollouts_migrated() {
+        let mut log = Log::default();
+        let mut number = 0;
+        let mut migrated = |ends: Option<ActionResult>, is_settled: bool| {
+            number += 1;
+            let plan = plan(&format!("production-{number}"), Direction::Forward, 2);
+            let rollout = plan.id.clone();
+            let instance = Instance::new("a".parse().unwrap(), "web".parse().unwrap());
+            let action = Action::Migrate { instance, release: release(2) };
+            let before = log.history.migrated_before(&plan);
+            let start = RecordBody::RolloutStarted { plan, services: BTreeMap::new() };
+            log.write(start).unwrap();
+            assert_eq!(log.history.rollouts[&rollout].migrated_before, before);
+            let why = String::new();
+            let (of, begun) = (rollout.clone(), action.clone());
+            log.write(RecordBody::ActionStarted { rollout: of, action: begun, why: why.clone() }).unwrap();
+            if let Some(result) = ends {
+                let (rollout, detail) = (rollout.clone(), ActionDetail::default());
+                log.write(RecordBody::ActionFinished { rollout, action, result, detail }).unwrap();
+            }
+            if is_settled {
+                let (rollout, service) = (rollout.clone(), "web".parse().unwrap());
+                log.write(RecordBody::MigrationDone { rollout, service, why: why.clone() }).unwrap();
+            }
+            let (outcome, running) = (Outcome::TurnedBack { why }, BTreeMap::new());
+            log.write(RecordBody::RolloutEnded { rollout, outcome, running }).unwrap();
+            before.get(&"web".parse().unwrap()).map(|former| former.is_done)
+        };
+        let failed = |blame: Blame| Some(ActionResult::Failed { why: String::new(), blame });
+        // Each answers with what was known before it.
+        assert_eq!(migrated(None, false), None);
+        assert_eq!(migrated(failed(Blame::Release), false), Some(false), "begun, and nothing more is known");
+        assert_eq!(migrated(failed(Blame::Passing), false), None, "it ended with an error");
+        assert_eq!(migrated(None, true), Some(false), "no answer is no end");
+        assert_eq!(migrated(failed(Blame::Release), false), Some(true), "a person said that it is done");
+        assert_eq!(migrated(Some(ActionResult::Succeeded), false), Some(true), "what ran has run");
     }
 
     #[test]

@@ -137,6 +137,9 @@ pub struct Rollout {
     pub smoked: BTreeSet<Instance>,
     /// Migrations that were begun, and whether they are done.
     pub migrations: BTreeMap<ServiceName, MigrationState>,
+    /// What the records know of the same migrations from earlier rollouts: where they ran, or were begun without a known
+    /// end. Hosts know it too, as far as they can be asked and still have their ledgers.
+    pub migrated_before: BTreeMap<ServiceName, FormerMigration>,
     /// Instances left out, with the reason.
     pub left_out: BTreeMap<Instance, String>,
     /// Failures of the present course, in order.
@@ -181,6 +184,15 @@ pub enum MigrationState {
     Failed,
 }
 
+/// A release's migration in an earlier rollout. One that ended with an error is none: it may be run again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerMigration {
+    /// Where it was run.
+    pub on: Instance,
+    /// Whether it is known to have ended well; else how it ended is not known.
+    pub is_done: bool,
+}
+
 /// An action that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -213,6 +225,7 @@ impl Rollout {
             checked: BTreeSet::new(),
             smoked: BTreeSet::new(),
             migrations: BTreeMap::new(),
+            migrated_before: BTreeMap::new(),
             left_out: BTreeMap::new(),
             failures: Vec::new(),
             drained_at: BTreeMap::new(),

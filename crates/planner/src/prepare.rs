@@ -313,7 +313,9 @@ fn migration(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> Opti
         }
         _ if has_migrated(view, service, release, MigrationTrace::Done) => None,
         Some(MigrationState::Begun) => Some(unknown_end(view, service, &title)),
-        None if has_migrated(view, service, release, MigrationTrace::Begun) => {
+        None if has_migrated(view, service, release, MigrationTrace::Begun)
+            || may_have_migrated(view, service) =>
+        {
             Some(unknown_end(view, service, &title))
         }
         None => Some(run_migration(view, service, release, &title)),
@@ -367,14 +369,27 @@ fn run_migration(view: &View<'_>, service: &ServiceName, release: ReleaseId, tit
     moves.proceed()
 }
 
-/// Whether a host's ledger knows this of the release's migration: one that ran is never run again, whichever rollout began it,
-/// and nor is one that was begun by a rollout whose records are lost.
+/// Whether this is known of the release's migration, by the ledger of any host of the environment or by the records: one that
+/// ran is never run again, whichever rollout began it, and nor is one that was begun by a rollout whose records are lost.
 fn has_migrated(view: &View<'_>, service: &ServiceName, release: ReleaseId, trace: MigrationTrace) -> bool {
-    view.facts
-        .iter()
-        .filter(|facts| facts.instance.service == *service)
-        .filter_map(|facts| facts.report)
-        .any(|report| report.ledger.migration(release) == Some(trace))
+    let former = view.rollout().migrated_before.get(service);
+    let is_recorded = trace == MigrationTrace::Done && former.is_some_and(|former| former.is_done);
+    is_recorded
+        || view
+            .world
+            .environment
+            .instances_of(service)
+            .filter_map(|instance| view.world.report(&instance))
+            .any(|report| report.ledger.migration(release) == Some(trace))
+}
+
+/// Whether an earlier rollout began it on a host that does not say how it ended: the host has not reported, or has lost its
+/// disk, and its ledger with it. One that runs something still has its ledger, and what is not in there never began.
+fn may_have_migrated(view: &View<'_>, service: &ServiceName) -> bool {
+    let former = view.rollout().migrated_before.get(service);
+    former.is_some_and(|former| {
+        !former.is_done && view.world.report(&former.on).is_none_or(|report| report.linked.is_none())
+    })
 }
 
 fn runs_everywhere(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> bool {

@@ -7,7 +7,7 @@ mod support;
 use greenlight_model::decision::Outcome;
 use greenlight_model::host::{Answer, LedgerEntry, LedgerEvent, ProcessState};
 use greenlight_model::id::{Generation, ReleaseId};
-use greenlight_model::rollout::OperatorRequest;
+use greenlight_model::rollout::{FormerMigration, OperatorRequest};
 use greenlight_model::world::World;
 use greenlight_simulator::{Faults, Turn};
 
@@ -112,4 +112,54 @@ fn a_migration_that_only_a_ledger_knows_to_be_begun_is_held() {
     let trace = driver.trace();
     assert!(trace.contains("hold: the migration of v2 was begun and how it ended is not known"), "{trace}");
     assert!(!trace.lines().any(|line| line.starts_with("migrate")), "{trace}");
+}
+
+/// A world whose migration is run first, and what it comes to: migrated, held, or skipped.
+fn migrated(change: impl FnOnce(&mut World, ReleaseId)) -> &'static str {
+    let mut world = Fleet { migrating: "web", ..fleet("web: a b") }.world();
+    let new = world.rollout.plan.targets[&"web".parse().unwrap()];
+    change(&mut world, new);
+    let mut driver = Driver::new(world, Faults::default());
+    while !matches!(driver.turn(), Turn::Stopped(_) | Turn::Ended(_)) {}
+    let trace = driver.trace();
+    match (trace.contains("migrate a/web"), trace.contains("hold: the migration of v2 was begun")) {
+        (true, false) => "migrated",
+        (false, true) => "held",
+        (false, false) if trace.ends_with("done") => "skipped",
+        _ => panic!("{trace}"),
+    }
+}
+
+fn former(world: &mut World, is_done: bool) {
+    let former = FormerMigration { on: instance(A), is_done };
+    world.rollout.migrated_before.insert("web".parse().unwrap(), former);
+}
+
+#[test]
+fn a_migration_that_ran_in_an_earlier_rollout_is_skipped() {
+    assert_eq!(migrated(|_, _| {}), "migrated");
+    assert_eq!(migrated(|world, _| former(world, true)), "skipped");
+    // A rollout over some hosts only does not ask those where it ran.
+    let elsewhere = |world: &mut World, new: ReleaseId| {
+        let b = instance("b/web");
+        enter(world, LedgerEvent::Migrated, Some(new), Generation(1));
+        world.rollout.plan.baseline.remove(&instance(A));
+        world.rollout.plan.waves.iter_mut().for_each(|wave| wave.instances.retain(|one| *one == b));
+        world.rollout.plan.waves.retain(|wave| !wave.instances.is_empty());
+    };
+    assert_eq!(migrated(elsewhere), "skipped");
+}
+
+#[test]
+fn a_migration_of_an_earlier_rollout_whose_end_only_a_lost_ledger_knew_is_held() {
+    let lost = |world: &mut World, _| {
+        former(world, false);
+        world.rollout.plan.baseline.insert(instance(A), None);
+        let report = report_mut(world, &instance(A));
+        (report.linked, report.ledger, report.staged) = Default::default();
+        report.processes.values_mut().for_each(|process| process.state = ProcessState::Stopped);
+    };
+    assert_eq!(migrated(lost), "held");
+    // A ledger that is there and knows of no beginning is believed.
+    assert_eq!(migrated(|world, _| former(world, false)), "migrated");
 }

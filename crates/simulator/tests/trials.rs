@@ -10,7 +10,7 @@ use greenlight_model::fleet::{BatchSize, Floor, OnFailure, Strategy};
 use greenlight_model::quantity::Percent;
 use greenlight_model::rollout::{Direction, OperatorRequest};
 use greenlight_model::traffic::Admission;
-use greenlight_simulator::trial::{Fault, FaultKind, Scenario, ServiceShape, run};
+use greenlight_simulator::trial::{Fault, FaultKind, Part, Scenario, ServiceShape, run};
 
 /// Seeds that every test run goes through.
 const SEEDS: u64 = 400;
@@ -32,7 +32,7 @@ fn fault(at: u64, lasts: u64, kind: FaultKind) -> Fault {
 }
 
 fn kill(at: u64, lasts: u64, boundaries: u8, then: OperatorRequest) -> Fault {
-    fault(at, lasts, FaultKind::KillController { boundaries, then })
+    fault(at, lasts, FaultKind::KillController { amid: None, boundaries, then })
 }
 
 /// One host after the other, forward, without anything that a test does not ask for.
@@ -177,7 +177,7 @@ fn a_way_back_ends_when_an_untouched_host_has_lost_its_disk() {
 #[test]
 fn two_controllers_of_two_machines_do_not_drive_at_once() {
     let faults = [
-        fault(10_099, 6_328, FaultKind::Deploys { release: 1 }),
+        fault(10_099, 6_328, FaultKind::Deploys { release: 1, part: Part::All }),
         fault(11_258, 1_538, FaultKind::SecondController),
         fault(15_653, 1_383, FaultKind::CutBalancer { balancer: 0 }),
     ];

@@ -172,6 +172,9 @@ impl Trial<'_> {
                     boots,
                     is_hanging,
                 };
+                if let Some(verb) = task.request.verb() {
+                    self.ambush(host, verb);
+                }
                 self.tasks.insert(id, task);
                 return self.step_task(id);
             }

@@ -22,8 +22,10 @@ impl Trial<'_> {
             self.fault_ends(index);
         }
         self.active.clear();
+        self.ambushes.clear();
         for host in 0..self.hosts.len() {
             self.hosts[host].crashes_at_write = None;
+            self.mends(host);
             if !self.hosts[host].is_up {
                 self.host_returns(host);
             }

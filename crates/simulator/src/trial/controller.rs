@@ -49,8 +49,21 @@ pub(super) struct Controller {
     pub(super) renewing: Vec<Vec<bool>>,
     pub(super) waits: Vec<Wait>,
     pub(super) ticks: u64,
-    /// It dies after so many more step boundaries, and is replaced after a while, in this way.
-    pub(super) dies_after: Option<(u8, Ms, OperatorRequest)>,
+    /// How it will die.
+    pub(super) doom: Option<Doom>,
+}
+
+/// A controller's death.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Doom {
+    /// What it has to begin first.
+    pub(super) amid: Option<Verb>,
+    /// After so many more step boundaries.
+    pub(super) boundaries: u8,
+    /// How long nobody replaces it.
+    pub(super) lasts: Ms,
+    /// In which way it is replaced.
+    pub(super) then: OperatorRequest,
 }
 
 /// Why a controller goes no further.
@@ -91,7 +104,7 @@ impl Trial<'_> {
             renewing: vec![vec![false; self.scenario.services.len()]; hosts],
             waits: Vec::new(),
             ticks: 0,
-            dies_after: None,
+            doom: None,
         });
         self.say(|_| format!("controller {index} begins on machine {machine}"));
         for host in 0..hosts {
@@ -199,7 +212,7 @@ impl Trial<'_> {
 
     /// Begins every step that the interlock permits. The rollout is in the world here, and goes back before records are
     /// written. False when somebody else wrote meanwhile, so that it is to be decided anew.
-    fn begin(&mut self, index: usize, steps: Vec<Step>) -> Result<bool, Stopped> {
+    pub(super) fn begin(&mut self, index: usize, steps: Vec<Step>) -> Result<bool, Stopped> {
         let mut permitted = Vec::with_capacity(steps.len());
         let mut refused = None;
         {
@@ -224,6 +237,12 @@ impl Trial<'_> {
             let body = RecordBody::ActionStarted { rollout, action: action.clone(), why };
             if !self.append_decision(index, body)? {
                 return Ok(false);
+            }
+            self.check_told(index, &action);
+            if let Some(doom) = &mut self.controllers[index].doom
+                && doom.amid == Some(action.verb())
+            {
+                doom.amid = None;
             }
             let since = self.controller_time();
             self.controllers[index].world.in_flight.push(InFlight { action: action.clone(), since });
@@ -305,12 +324,12 @@ impl Trial<'_> {
         if !controller.is_alive {
             return Err(Stopped);
         }
-        let Some((boundaries, lasts, then)) = &mut controller.dies_after else { return Ok(()) };
-        if *boundaries > 0 {
-            *boundaries -= 1;
+        let Some(doom) = controller.doom.as_mut().filter(|doom| doom.amid.is_none()) else { return Ok(()) };
+        if doom.boundaries > 0 {
+            doom.boundaries -= 1;
             return Ok(());
         }
-        let (lasts, then, machine) = (*lasts, *then, controller.machine);
+        let (Doom { lasts, then, .. }, machine) = (*doom, controller.machine);
         controller.is_alive = false;
         controller.jobs.clear();
         self.say(|_| format!("controller {index} is killed"));

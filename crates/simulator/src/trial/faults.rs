@@ -1,12 +1,31 @@
 //! Faults as they begin, last and end, and what they do to whatever asks.
 
 use greenlight_model::action::{Blame, Verb};
-use greenlight_model::host::{LEDGER_VERSION, Ledger};
+use greenlight_model::host::{Claim, LEDGER_VERSION, Ledger};
+use greenlight_model::id::RolloutId;
 use greenlight_model::rollout::OperatorRequest;
 
+use super::controller::Doom;
 use super::host::InstanceTruth;
-use super::scenario::{FaultKind, Ms};
+use super::ledger::is_claim_current;
+use super::scenario::{FaultKind, Ms, Strike};
+use super::site::{CLAIM_MS, stamp};
 use super::trial::{Event, Trial};
+
+/// A strike that waits for the first host that is asked something.
+pub(super) struct Ambush {
+    verb: Verb,
+    after: Ms,
+    strike: Strike,
+    lasts: Ms,
+    name: &'static str,
+}
+
+/// A rollout of another record log.
+fn foreign_rollout() -> RolloutId {
+    #[expect(clippy::expect_used, reason = "letters are an id")]
+    "foreign".parse().expect("an id")
+}
 
 impl Trial<'_> {
     pub(super) fn fault_begins(&mut self, index: usize) {
@@ -14,11 +33,11 @@ impl Trial<'_> {
         self.say(|_| format!("fault: {:?} for {} ms", fault.kind, fault.lasts));
         let mut is_window = false;
         match fault.kind.clone() {
-            FaultKind::KillController { boundaries, then } => {
+            FaultKind::KillController { amid, boundaries, then } => {
                 let lasts = fault.lasts;
                 let alive = self.controllers.iter_mut().rev().find(|controller| controller.is_alive);
                 let Some(controller) = alive else { return };
-                controller.dies_after = Some((boundaries, lasts, then));
+                controller.doom = Some(Doom { amid, boundaries, lasts, then });
             }
             FaultKind::SecondController => {
                 self.check.has_two = true;
@@ -30,6 +49,23 @@ impl Trial<'_> {
                 self.hosts[host].crashes_at_write = Some((fault.lasts, keeps_new));
                 // It is counted when it happens.
                 return;
+            }
+            FaultKind::Amid { verb, after, strike } => {
+                // It is counted when it happens.
+                self.ambushes.push(Ambush {
+                    verb,
+                    after,
+                    strike,
+                    lasts: fault.lasts,
+                    name: fault.kind.name(),
+                });
+                return;
+            }
+            FaultKind::ForeignClaim { host, service } => {
+                if !self.claim_for_another(host, service) {
+                    return;
+                }
+                is_window = true;
             }
             FaultKind::RestartBalancer { balancer, has_state } => self.restart_balancer(balancer, has_state),
             FaultKind::ByHand { balancer, host, admission } => self.set_by_hand(balancer, host, admission),
@@ -51,7 +87,7 @@ impl Trial<'_> {
                 }
             }
             FaultKind::Asks(request) => self.operator_asks(request),
-            FaultKind::Deploys { release } => self.deploy(0, release),
+            FaultKind::Deploys { release, part } => self.deploy(0, release, part),
             FaultKind::MarksBad { release } => self.mark_bad(release),
             FaultKind::LedgerDamaged { host } => {
                 self.hosts[host].instances.iter_mut().for_each(|truth| truth.is_damaged = true);
@@ -91,6 +127,7 @@ impl Trial<'_> {
                 self.hosts[*host].instances.iter_mut().for_each(|truth| truth.is_damaged = false);
                 self.hit_all(*host);
             }
+            FaultKind::ForeignClaim { host, service } => self.unclaim_for_another(*host, *service),
             FaultKind::Cut { host, .. } => {
                 // What was connected over it has broken.
                 for controller in 0..self.controllers.len() {
@@ -100,6 +137,71 @@ impl Trial<'_> {
             }
             FaultKind::DiskFull { host } | FaultKind::CommandHangs { host, .. } => self.hit_all(*host),
             _ => {}
+        }
+    }
+
+    /// A host was asked something: whoever waits for that strikes it.
+    pub(super) fn ambush(&mut self, host: usize, asked: Verb) {
+        let Some(place) = self.ambushes.iter().position(|ambush| ambush.verb == asked) else { return };
+        let Ambush { after, strike, lasts, name, .. } = self.ambushes.remove(place);
+        self.count(name);
+        self.after(after, Event::Strikes { host, strike, lasts });
+    }
+
+    pub(super) fn strikes(&mut self, host: usize, strike: Strike, lasts: Ms) {
+        if self.is_mended {
+            return;
+        }
+        match strike {
+            Strike::Crash { keeps_disk } => self.host_crashes(host, keeps_disk, lasts),
+            Strike::Cut => {
+                self.say(|trial| format!("nothing reaches {} any more", trial.site.hosts[host]));
+                self.hosts[host].is_cut = true;
+                self.hit_all(host);
+                self.after(lasts, Event::Mends(host));
+            }
+        }
+    }
+
+    /// A link that was cut amid an action is there again.
+    pub(super) fn mends(&mut self, host: usize) {
+        if !std::mem::take(&mut self.hosts[host].is_cut) {
+            return;
+        }
+        self.say(|trial| format!("{} is reached again", trial.site.hosts[host]));
+        for controller in 0..self.controllers.len() {
+            self.connection_ends(controller, Some(host));
+        }
+        self.hit_all(host);
+    }
+
+    /// Somebody with another record log claims an instance, as the agent lets them. False when it does not.
+    fn claim_for_another(&mut self, host: usize, service: usize) -> bool {
+        let now = self.host_ms(host);
+        let truth = &self.hosts[host].instances[service];
+        let is_there = self.site.instances[host][service].is_some() && self.hosts[host].is_up;
+        if !is_there
+            || truth.is_damaged
+            || truth.ledger.claim.as_ref().is_some_and(|one| is_claim_current(one, now))
+        {
+            return false;
+        }
+        self.say(|trial| format!("somebody else claims {}", trial.place(host, service)));
+        self.hit(host, service);
+        self.hosts[host].instances[service].ledger.claim = Some(Claim {
+            rollout: foreign_rollout(),
+            holder: "somebody".to_owned(),
+            reason: "something else".to_owned(),
+            expires_at: stamp(CLAIM_MS, now),
+        });
+        true
+    }
+
+    fn unclaim_for_another(&mut self, host: usize, service: usize) {
+        let ledger = &mut self.hosts[host].instances[service].ledger;
+        if ledger.claim.as_ref().is_some_and(|claim| claim.rollout == foreign_rollout()) {
+            ledger.claim = None;
+            self.hit(host, service);
         }
     }
 
@@ -169,7 +271,7 @@ impl Trial<'_> {
     }
 
     pub(super) fn is_cut(&self, host: usize, inwards: bool) -> bool {
-        self.active().any(|kind| {
+        self.hosts[host].is_cut || self.active().any(|kind| {
             matches!(kind, FaultKind::Cut { host: at, to, from } if *at == host && if inwards { *to } else { *from })
         })
     }

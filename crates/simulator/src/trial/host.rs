@@ -18,6 +18,8 @@ pub(super) struct Host {
     pub(super) boots: u32,
     /// By how much its clock is off.
     pub(super) clock_ms: i64,
+    /// Nothing reaches it or comes from it, since it was struck amid an action.
+    pub(super) is_cut: bool,
     /// What happens at its next ledger write: it loses power for so long, and whether the new ledger is there then.
     pub(super) crashes_at_write: Option<(Ms, bool)>,
     /// By service.
@@ -43,6 +45,8 @@ pub(super) struct InstanceTruth {
     pub(super) guard_serial: Option<u32>,
     /// When a fault last touched it.
     pub(super) hit_at: Option<Ms>,
+    /// How often its host truly went back by itself from a generation, the latest one.
+    pub(super) gone_back: (Generation, u32),
     /// The highest generation that its disk has had.
     pub(super) generation_seen: Generation,
 }

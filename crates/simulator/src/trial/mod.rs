@@ -23,6 +23,7 @@ mod look;
 mod numbers;
 mod operator;
 mod perform;
+mod plot;
 mod prepare;
 mod scenario;
 mod shrink;
@@ -33,6 +34,6 @@ mod traffic;
 mod trial;
 
 pub use check::Violation;
-pub use scenario::{Badness, Fault, FaultKind, Ms, SAFETY_ENDS_MS, Scenario, ServiceShape};
+pub use scenario::{Badness, Fault, FaultKind, Ms, Part, SAFETY_ENDS_MS, Scenario, ServiceShape, Strike};
 pub use shrink::shrink;
 pub use trial::{Report, run};

@@ -31,6 +31,11 @@ impl Numbers {
         usize::try_from(self.below(limit as u64)).unwrap_or(0)
     }
 
+    /// Step boundaries up to, and without, `limit`.
+    pub(super) fn boundaries(&mut self, limit: u64) -> u8 {
+        u8::try_from(self.below(limit)).unwrap_or(0)
+    }
+
     pub(super) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }

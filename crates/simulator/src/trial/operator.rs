@@ -7,6 +7,7 @@ use greenlight_model::record::{Record, RecordBody};
 use greenlight_model::rollout::{Direction, OperatorRequest, Plan, Rollout};
 use greenlight_model::world::World;
 
+use super::scenario::Part;
 use super::site::{release, stamp};
 use super::trial::{Event, Trial};
 
@@ -15,7 +16,7 @@ const TAKEOVER_MS: u64 = 1_200;
 
 impl Trial<'_> {
     /// `deploy` (or `rollback`, for the first rollout of a scenario that goes back): a look, a plan, a record, a controller.
-    pub(super) fn deploy(&mut self, machine: usize, number: usize) {
+    pub(super) fn deploy(&mut self, machine: usize, number: usize, part: Part) {
         let name = self.site.environment.name.clone();
         let is_first = self.history.order.is_empty();
         let direction = if is_first { self.scenario.direction } else { Direction::Forward };
@@ -32,7 +33,9 @@ impl Trial<'_> {
         let wanted: BTreeSet<ServiceName> = targets.keys().cloned().collect();
         let only: BTreeSet<HostName> =
             self.scenario.only.iter().map(|host| self.site.hosts[*host].clone()).collect();
-        let only = if is_first { only } else { BTreeSet::new() };
+        let hosts = (0..self.hosts.len()).filter(|host| part.contains(*host));
+        let part: BTreeSet<HostName> = hosts.map(|host| self.site.hosts[host].clone()).collect();
+        let only = if is_first { only } else { part };
         let is_wanted = |host: &HostName| only.is_empty() || only.contains(host);
         let mut world = self.empty_world(direction);
         self.gather(&mut world);
@@ -63,7 +66,7 @@ impl Trial<'_> {
             generation: next_even(highest.unwrap_or_default()),
             started_by: String::new(),
             digest: None,
-            is_partial: !only.is_empty(),
+            is_partial: !only.is_empty() && only.len() < self.hosts.len(),
         };
         let rollout = plan.id.clone();
         self.ask_record(machine, RecordBody::RolloutStarted { plan, services: BTreeMap::new() });

@@ -10,6 +10,7 @@ use greenlight_model::rollout::{Direction, OperatorRequest};
 use greenlight_model::traffic::Admission;
 
 use super::numbers::Numbers;
+use super::plot;
 
 /// A moment or a duration of the simulation, in milliseconds.
 pub type Ms = u64;
@@ -84,6 +85,8 @@ pub struct Fault {
 pub enum FaultKind {
     /// The controller dies at so many step boundaries after the moment, and is replaced after `lasts`.
     KillController {
+        /// The boundaries count only from the next beginning of such an action on.
+        amid: Option<Verb>,
         /// How many boundaries it still passes.
         boundaries: u8,
         /// What replaces it.
@@ -97,6 +100,15 @@ pub enum FaultKind {
         host: usize,
         /// Whether its disk is still there then.
         keeps_disk: bool,
+    },
+    /// The host that is the first to be asked this after the moment is struck so much later.
+    Amid {
+        /// What it is asked.
+        verb: Verb,
+        /// How long after it was asked, in milliseconds.
+        after: Ms,
+        /// What strikes it.
+        strike: Strike,
     },
     /// A host loses power at its next ledger write.
     CrashAtWrite {
@@ -175,6 +187,13 @@ pub enum FaultKind {
         /// Where.
         host: usize,
     },
+    /// A rollout of which this record log knows nothing claims a service on a host, when nobody else does.
+    ForeignClaim {
+        /// Where.
+        host: usize,
+        /// Which.
+        service: usize,
+    },
     /// A host's clock jumps.
     HostClock {
         /// Where.
@@ -213,12 +232,49 @@ pub enum FaultKind {
     Deploys {
         /// Which.
         release: usize,
+        /// To these hosts only.
+        part: Part,
     },
     /// Somebody marks a release of the first service bad.
     MarksBad {
         /// Which.
         release: usize,
     },
+}
+
+/// What strikes a host for as long as the fault lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    /// It loses power.
+    Crash {
+        /// Whether its disk is still there when it returns.
+        keeps_disk: bool,
+    },
+    /// No message reaches it or comes from it.
+    Cut,
+}
+
+/// Which hosts of a fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    All,
+    /// The first, the third …
+    Even,
+    /// The second, the fourth …
+    Odd,
+}
+
+impl Part {
+    /// Whether a host, by its index, belongs to it.
+    #[must_use]
+    pub fn contains(self, host: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Even => host.is_multiple_of(2),
+            Self::Odd => !host.is_multiple_of(2),
+        }
+    }
 }
 
 /// How a release does not work.
@@ -243,6 +299,9 @@ impl FaultKind {
             Self::SecondController => "second controller",
             Self::Crash { keeps_disk: true, .. } => "host crash",
             Self::Crash { .. } => "host crash, disk lost",
+            Self::Amid { strike: Strike::Crash { keeps_disk: true }, .. } => "host crash amid an action",
+            Self::Amid { strike: Strike::Crash { .. }, .. } => "host crash amid an action, disk lost",
+            Self::Amid { strike: Strike::Cut, .. } => "link cut amid an action",
             Self::CrashAtWrite { .. } => "crash in a ledger write",
             Self::Cut { to: true, from: true, .. } => "link cut",
             Self::Cut { .. } => "link cut one way",
@@ -255,6 +314,7 @@ impl FaultKind {
             Self::AgentKilled { .. } => "agent killed",
             Self::DiskFull { .. } => "disk full",
             Self::LedgerDamaged { .. } => "ledger damaged",
+            Self::ForeignClaim { .. } => "claimed by another",
             Self::HostClock { .. } => "host clock jumps",
             Self::ControllerClock { .. } => "controller clock jumps",
             Self::BadRelease { .. } => "bad release",
@@ -275,7 +335,9 @@ impl FaultKind {
             Self::CutBalancer { balancer }
             | Self::RestartBalancer { balancer, .. }
             | Self::ByHand { balancer, .. } => (0, *balancer),
-            Self::BadRelease { service, .. } | Self::ProcessDies { service, .. } => (*service, 0),
+            Self::BadRelease { service, .. }
+            | Self::ProcessDies { service, .. }
+            | Self::ForeignClaim { service, .. } => (*service, 0),
             _ => (0, 0),
         };
         let is_about_balancers =
@@ -299,12 +361,16 @@ impl FaultKind {
             | Self::DiskFull { host }
             | Self::LedgerDamaged { host }
             | Self::HostClock { host, .. }
+            | Self::ForeignClaim { host, .. }
             | Self::ProcessDies { host, .. } => Some(*host),
             Self::BadRelease { on, .. } => *on,
             _ => None,
         }
     }
 }
+
+/// Scenarios that get a plot beside what chance brings.
+const PLOTS_PERCENT: u64 = 12;
 
 impl Scenario {
     /// The scenario of a seed.
@@ -338,7 +404,8 @@ impl Scenario {
             direction,
             is_first: direction == Direction::Forward && numbers.chance(8),
             only: if hosts > 2 && numbers.chance(10) {
-                (0..hosts).filter(|host| host % 2 == 0).collect()
+                let part = numbers.pick(&[Part::Even, Part::Odd]);
+                (0..hosts).filter(|host| part.contains(*host)).collect()
             } else {
                 Vec::new()
             },
@@ -356,6 +423,9 @@ impl Scenario {
         for _ in 0..count {
             let fault = fault(numbers, &scenario);
             scenario.faults.push(fault);
+        }
+        if numbers.chance(PLOTS_PERCENT) {
+            plot::add(numbers, &mut scenario);
         }
         scenario.faults.sort_by_key(|fault| fault.at);
         scenario
@@ -430,7 +500,8 @@ fn fault(numbers: &mut Numbers, scenario: &Scenario) -> Fault {
     };
     let kind = match numbers.below(100) {
         0..=19 => {
-            FaultKind::KillController { boundaries: u8::try_from(numbers.below(30)).unwrap_or(0), then: way }
+            let amid = numbers.chance(20).then_some(verb);
+            FaultKind::KillController { amid, boundaries: numbers.boundaries(30), then: way }
         }
         20..=23 => FaultKind::SecondController,
         24..=29 => FaultKind::Crash { host, keeps_disk: true },
@@ -461,10 +532,12 @@ fn fault(numbers: &mut Numbers, scenario: &Scenario) -> Fault {
             blame: numbers.pick(&[Blame::Release, Blame::Host, Blame::Passing, Blame::Passing]),
         },
         65..=68 => FaultKind::CommandHangs { host, verb },
-        69..=71 => FaultKind::AgentKilled { host },
+        69..=70 => FaultKind::AgentKilled { host },
+        71 => FaultKind::Amid { verb, after: numbers.below(1_500), strike: strike(numbers) },
         72..=73 => FaultKind::DiskFull { host },
         74 => FaultKind::LedgerDamaged { host },
-        75..=76 => FaultKind::HostClock { host, by_ms: jump(numbers) },
+        75 => FaultKind::HostClock { host, by_ms: jump(numbers) },
+        76 => FaultKind::ForeignClaim { host, service },
         77 => FaultKind::ControllerClock { by_ms: jump(numbers) },
         78..=84 => FaultKind::BadRelease {
             service,
@@ -484,10 +557,27 @@ fn fault(numbers: &mut Numbers, scenario: &Scenario) -> Fault {
             OperatorRequest::Resume,
             OperatorRequest::Abort,
         ])),
-        94..=97 => FaultKind::Deploys { release: numbers.pick(&[1, 2, 3, 3]) },
+        94..=97 => FaultKind::Deploys {
+            release: numbers.pick(&[1, 2, 3, 3]),
+            part: numbers.pick(&[Part::All, Part::All, Part::Even, Part::Odd]),
+        },
         98 => FaultKind::MarksBad { release: numbers.pick(&[1, 2]) },
         _ => FaultKind::Asks(OperatorRequest::Abort),
     };
-    let at = if kind == FaultKind::Gate { numbers.below(3_000) } else { at };
+    let at = match kind {
+        FaultKind::Gate => numbers.below(3_000),
+        // Later the rollout's own claim is there.
+        FaultKind::ForeignClaim { .. } if numbers.chance(60) => numbers.below(1_000),
+        _ => at,
+    };
     Fault { at, lasts: lasts.min(SAFETY_ENDS_MS - 2_000 - at), kind }
+}
+
+fn strike(numbers: &mut Numbers) -> Strike {
+    numbers.pick(&[
+        Strike::Cut,
+        Strike::Cut,
+        Strike::Crash { keeps_disk: true },
+        Strike::Crash { keeps_disk: false },
+    ])
 }

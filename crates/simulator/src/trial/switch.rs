@@ -64,6 +64,7 @@ impl Trial<'_> {
                 truth.runs.insert(release);
                 truth.linked = Some(release);
                 truth.is_proven = false;
+                self.check_schema(host, service, release);
                 Ok(Next::After(STEP_MS))
             }
             3 => {
@@ -288,6 +289,9 @@ impl Trial<'_> {
                     Some(back_to) => self.switch_ledger(host, service, back_to, generation)?,
                     None => self.forget_active(host, service, generation)?,
                 }
+                let gone_back = &mut self.hosts[host].instances[service].gone_back;
+                let times = if gone_back.0 == generation { gone_back.1 } else { 0 };
+                *gone_back = (generation, times + 1);
                 if let Some(back_to) = guard.back_to.filter(|_| has_process) {
                     self.start(host, service, back_to);
                 }

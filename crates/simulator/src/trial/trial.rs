@@ -12,9 +12,10 @@ use greenlight_model::traffic::BalancerReport;
 use super::agent::{Answered, From, Purpose, Request, Task};
 use super::check::{Checker, Violation};
 use super::controller::Controller;
+use super::faults::Ambush;
 use super::host::{Host, InstanceTruth, ProcessTruth};
 use super::numbers::Numbers;
-use super::scenario::{FaultKind, Ms, SAFETY_ENDS_MS, Scenario};
+use super::scenario::{FaultKind, Ms, Part, SAFETY_ENDS_MS, Scenario, Strike};
 use super::site::{Site, release};
 use super::traffic::{BalancerTruth, CLIENTS_INTERVAL_MS, Command, HEALTH_INTERVAL_MS};
 
@@ -71,6 +72,8 @@ pub(super) enum Event {
     ProcessEnds { host: usize, service: usize, serial: u32 },
     GuardFires { host: usize, service: usize, serial: u32 },
     HostReturns(usize),
+    Strikes { host: usize, strike: Strike, lasts: Ms },
+    Mends(usize),
     ConnectionEnds { controller: usize },
     Begins { machine: usize, asks: Option<OperatorRequest> },
     Mended,
@@ -119,6 +122,7 @@ pub(super) struct Trial<'s> {
     pub(super) history: History,
     /// Faults that are happening, by index.
     pub(super) active: BTreeSet<usize>,
+    pub(super) ambushes: Vec<Ambush>,
     pub(super) controller_clock_ms: i64,
     pub(super) is_mended: bool,
     /// When the rollout has to have ended, once everything is mended.
@@ -163,6 +167,7 @@ impl<'s> Trial<'s> {
             log: Vec::new(),
             history: History::default(),
             active: BTreeSet::new(),
+            ambushes: Vec::new(),
             controller_clock_ms: 0,
             is_mended: false,
             deadline: Ms::MAX,
@@ -183,7 +188,7 @@ impl<'s> Trial<'s> {
         self.after(HEALTH_INTERVAL_MS, Event::Health);
         self.after(CLIENTS_INTERVAL_MS, Event::Clients);
         self.after(SAFETY_ENDS_MS, Event::Mended);
-        self.deploy(0, 2);
+        self.deploy(0, 2, Part::All);
         while let Some(Reverse(entry)) = self.queue.pop() {
             self.now = entry.at;
             self.report.steps += 1;
@@ -261,6 +266,8 @@ impl<'s> Trial<'s> {
             Event::ProcessEnds { host, service, serial } => self.process_ends(host, service, serial),
             Event::GuardFires { host, service, serial } => self.guard_fires(host, service, serial),
             Event::HostReturns(host) => self.host_returns(host),
+            Event::Strikes { host, strike, lasts } => self.strikes(host, strike, lasts),
+            Event::Mends(host) => self.mends(host),
             Event::ConnectionEnds { controller } => self.connection_ends(controller, None),
             Event::Begins { machine, asks } => self.take_over(machine, asks),
             Event::Mended => self.mend(),
@@ -345,7 +352,14 @@ pub(super) fn host(scenario: &Scenario) -> Host {
             ..InstanceTruth::default()
         }
     });
-    Host { is_up: true, boots: 0, clock_ms: 0, crashes_at_write: None, instances: instances.collect() }
+    Host {
+        is_up: true,
+        boots: 0,
+        clock_ms: 0,
+        is_cut: false,
+        crashes_at_write: None,
+        instances: instances.collect(),
+    }
 }
 
 /// Whether a rollout of this direction is guarded: only the way forward is.

@@ -1,8 +1,10 @@
 //! What is begun: in which order, when, and with what.
 
 use greenlight_model::action::{Action, Verb};
+use greenlight_model::host::LedgerEvent;
 use greenlight_model::id::{Instance, RolloutId};
 
+use super::super::ledger::is_claim_current;
 use super::super::scenario::Ms;
 use super::super::site::of_release;
 use super::super::trial::Trial;
@@ -77,6 +79,12 @@ impl Trial<'_> {
                 return complaint;
             }
         }
+        if verb == Verb::Admit && !seen.goes_back(instance) {
+            let complaint = self.judge_together(seen, instance);
+            if complaint.is_some() {
+                return complaint;
+            }
+        }
         if let Action::Prune { keep, .. } = action {
             let truth = &self.hosts[host].instances[service];
             let ledger = &truth.ledger;
@@ -89,6 +97,83 @@ impl Trial<'_> {
             }
         }
         None
+    }
+
+    /// Something was begun by a controller that had been told otherwise, and what it had been told is true.
+    pub(in crate::trial) fn check_told(&mut self, index: usize, action: &Action) {
+        let complaint = self.judge_told(index, action);
+        if let Some((checker, what)) = complaint {
+            self.violation(checker, |_| what);
+        }
+    }
+
+    fn judge_told(&self, index: usize, action: &Action) -> Option<(&'static str, String)> {
+        let controller = &self.controllers[index];
+        let seen = self.check.rollouts.get(&controller.rollout)?;
+        let (instance, verb) = (action.instance(), action.verb());
+        let (host, service) = self.site.place(instance);
+        let told = controller.world.inventory.get(&instance.host)?;
+        let is_out_of_reach = !self.hosts[host].is_up || self.is_cut(host, true) || self.is_cut(host, false);
+        // Balancers are reached without the host. What was not switched still is what it was.
+        let needs_host = match verb {
+            Verb::Drain => false,
+            Verb::Admit => seen.touched.contains(instance),
+            _ => true,
+        };
+        if needs_host && told.unreachable.is_some() && is_out_of_reach {
+            return Some(("reach", format!("{verb} of {instance} was begun, and its host is out of reach")));
+        }
+        let truth = &self.hosts[host].instances[service];
+        let (_, report) = told.report.as_ref()?;
+        let report = report.instances.get(&instance.service)?;
+        let rollout = &controller.rollout;
+        let is_held = truth.ledger.claim.as_ref().is_some_and(|claim| {
+            let is_told = report.ledger.claim.as_ref().is_some_and(|told| told.rollout == claim.rollout);
+            claim.rollout != *rollout && is_claim_current(claim, self.host_ms(host)) && is_told
+        });
+        if is_held && !matches!(verb, Verb::Preflight | Verb::Unclaim) {
+            return Some(("claims", format!("{verb} of {instance} was begun, which somebody else holds")));
+        }
+        if let Action::Activate { release, generation, .. } = action {
+            if !truth.staged.contains(release) && !report.staged.contains(release) {
+                let number = of_release(*release).1;
+                return Some((
+                    "staged",
+                    format!("v{number} is activated on {instance}, where it is not complete"),
+                ));
+            }
+            let told_times = report
+                .ledger
+                .history
+                .iter()
+                .filter(|entry| entry.event == LedgerEvent::TurnedBack && entry.generation == *generation)
+                .count();
+            let true_times = if truth.gone_back.0 == *generation { truth.gone_back.1 } else { 0 };
+            let times = true_times.min(u32::try_from(told_times).unwrap_or(u32::MAX));
+            if times > self.scenario.retries {
+                return Some((
+                    "goes back",
+                    format!("{instance} is switched again, and its host went back by itself {times} times"),
+                ));
+            }
+        }
+        None
+    }
+
+    /// A wave that goes together is let in when all of it is proven.
+    fn judge_together(&self, seen: &Seen, instance: &Instance) -> Option<(&'static str, String)> {
+        let wave = seen.plan.waves.iter().find(|wave| wave.together && wave.instances.contains(instance))?;
+        let is_behind = |other: &&Instance| {
+            let (host, service) = self.site.place(other);
+            let has_process = self.scenario.services[service].has_process;
+            let target = seen.plan.targets.get(&other.service);
+            let truth = &self.hosts[host].instances[service];
+            !seen.goes_back(other)
+                && target.is_some_and(|target| !truth.proves(*target, has_process))
+                && !self.is_beyond_us(host, service)
+        };
+        let other = wave.instances.iter().find(is_behind)?;
+        Some(("together", format!("{instance} is let in before {other} of its wave is proven")))
     }
 
     /// Earlier waves are what they were to become, and a kept half and standbys have waited for their time.

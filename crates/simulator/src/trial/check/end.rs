@@ -98,7 +98,7 @@ impl Trial<'_> {
                 let truth = &self.hosts[host].instances[service];
                 let Some(claim) = &truth.ledger.claim else { continue };
                 let is_ended =
-                    self.history.rollouts.get(&claim.rollout).is_none_or(|one| one.outcome.is_some());
+                    self.history.rollouts.get(&claim.rollout).is_some_and(|one| one.outcome.is_some());
                 let is_current = is_claim_current(claim, self.host_ms(host));
                 let is_ours_to_mend = !self.check.has_weather
                     && !self.check.has_two

@@ -53,6 +53,20 @@ impl Trial<'_> {
         }
     }
 
+    /// A release has been switched to, and is about to be started.
+    pub(in crate::trial) fn check_schema(&mut self, host: usize, service: usize, release: ReleaseId) {
+        let migrates = self.scenario.services[service].migrates;
+        if migrates && !self.check.databases[service].fits.contains(&release) {
+            let number = of_release(release).1;
+            self.violation("schema", |trial| {
+                format!(
+                    "v{number} is switched to on {}, and its migration has not run",
+                    trial.place(host, service)
+                )
+            });
+        }
+    }
+
     /// Two changes of one instance at once.
     pub(in crate::trial) fn check_alone(&mut self, task: &super::super::agent::Task) {
         let (host, service) = (task.host, task.service);

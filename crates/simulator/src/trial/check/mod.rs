@@ -8,6 +8,8 @@ mod begin;
 mod clients;
 mod end;
 mod hosts;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +21,7 @@ use greenlight_model::rollout::{OperatorRequest, Plan};
 use greenlight_model::traffic::Admission;
 
 use super::scenario::{Ms, Scenario};
-use super::site::Site;
+use super::site::{Site, release};
 use super::trial::Trial;
 
 /// After so long a controller that looks must have seen what happened: the interval of looks, and the time-out of one
@@ -70,6 +72,8 @@ struct Database {
     /// The release whose migration runs, and for which rollout.
     running: Option<(ReleaseId, RolloutId)>,
     done: BTreeSet<ReleaseId>,
+    /// Releases whose migration ran, and those that ran before anything was rolled out.
+    fits: BTreeSet<ReleaseId>,
     /// Begun and not ended, by rollout.
     broken: BTreeSet<(ReleaseId, RolloutId)>,
 }
@@ -78,7 +82,13 @@ impl Checker {
     pub(super) fn new(scenario: &Scenario) -> Self {
         Self {
             rollouts: BTreeMap::new(),
-            databases: scenario.services.iter().map(|_| Database::default()).collect(),
+            databases: (0..scenario.services.len())
+                .map(|service| {
+                    let before = if scenario.is_first { 0 } else { 2 };
+                    let fits = (0..before).map(|number| release(service, number)).collect();
+                    Database { fits, ..Database::default() }
+                })
+                .collect(),
             has_two: false,
             has_clock_jumps: false,
             has_weather: false,
@@ -99,7 +109,10 @@ impl Checker {
 
     pub(super) fn migration_done(&mut self, service: usize) {
         let database = &mut self.databases[service];
-        database.done.extend(database.running.take().map(|(release, _)| release));
+        if let Some((release, _)) = database.running.take() {
+            database.done.insert(release);
+            database.fits.insert(release);
+        }
     }
 
     /// Whether an instance is on its way back in the latest rollout.
