@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use greenlight_model::fleet::{Balancer, BalancerKind};
 use greenlight_model::id::HostName;
 use greenlight_model::traffic::{Admission, Server};
 
+use crate::canary::{Counts, Lent, Share, Weighted, weights};
 use crate::transport::{Transport, TransportError};
 use crate::{haproxy, router};
 
@@ -109,6 +111,18 @@ pub enum DriverProblem {
         /// The server.
         server: String,
     },
+    /// The weight was accepted and is not there.
+    #[error(
+        "the weight of server `{server}` was set to {expected} and is {found}; something else may be changing it too"
+    )]
+    WeightNotAsSet {
+        /// The server.
+        server: String,
+        /// What it was set to.
+        expected: u32,
+        /// What was read back.
+        found: u32,
+    },
     /// The change was accepted and is not there.
     #[error(
         "server `{server}` was set to {} and is {}; somebody or something else (an agent check, a script, a reload) may \
@@ -167,6 +181,114 @@ impl BalancerDriver {
     /// When it cannot be changed, is in maintenance, or is not admitted afterwards.
     pub async fn admit(&self, host: &HostName, release: Option<&str>) -> Result<(), DriverError> {
         self.change(host, Admission::Ready, release).await.map_err(|problem| self.error(problem))
+    }
+
+    /// Lends a share of the traffic to the hosts of a release; what is in force is read back. See [`crate::canary`] for what
+    /// each balancer can.
+    ///
+    /// # Errors
+    /// When it cannot be changed, or an alert holds the canary there.
+    pub async fn lend(&self, share: &Share<'_>) -> Result<Lent, DriverError> {
+        let lent = match self.kind {
+            Kind::Router => router::lend(&*self.transport, share).await,
+            Kind::Haproxy => self.lend_by_weights(share.hosts, share.per_mille).await,
+        };
+        lent.map(|per_mille| Lent { per_mille }).map_err(|problem| self.error(problem))
+    }
+
+    /// Lends the present share for longer. HAProxy has no lease: nothing is done.
+    ///
+    /// # Errors
+    /// When it cannot be changed, or the lease has ended.
+    pub async fn renew(&self, release: &str, lease: Duration) -> Result<(), DriverError> {
+        match self.kind {
+            Kind::Router => router::renew(&*self.transport, release, lease).await,
+            Kind::Haproxy => Ok(()),
+        }
+        .map_err(|problem| self.error(problem))
+    }
+
+    /// Ends the trial: all servers share the traffic by their own weights again.
+    ///
+    /// # Errors
+    /// When it cannot be changed, or an alert holds the canary there.
+    pub async fn conclude(&self, release: &str) -> Result<(), DriverError> {
+        match self.kind {
+            Kind::Router => router::conclude(&*self.transport, release).await,
+            Kind::Haproxy => {
+                haproxy::reset_weights(&*self.transport, &self.backend, self.servers.values()).await
+            }
+        }
+        .map_err(|problem| self.error(problem))
+    }
+
+    /// Sends all following requests to stable. The built-in router holds the canary there until [`Self::enable`]; of
+    /// HAProxy's servers those of `hosts` get no weight, and the hold is the caller's.
+    ///
+    /// # Errors
+    /// When it cannot be changed.
+    pub async fn alert(&self, hosts: &[HostName], reason: &str, by: &str) -> Result<(), DriverError> {
+        match self.kind {
+            Kind::Router => router::alert(&*self.transport, reason, by).await,
+            Kind::Haproxy => self.lend_by_weights(hosts, 0).await.map(drop),
+        }
+        .map_err(|problem| self.error(problem))
+    }
+
+    /// Lets a canary be lent a share again, as `by` decided. HAProxy holds none: nothing is done.
+    ///
+    /// # Errors
+    /// When it cannot be changed.
+    pub async fn enable(&self, by: &str) -> Result<(), DriverError> {
+        match self.kind {
+            Kind::Router => router::enable(&*self.transport, by).await,
+            Kind::Haproxy => Ok(()),
+        }
+        .map_err(|problem| self.error(problem))
+    }
+
+    /// What it counted about the hosts behind it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn counts(&self) -> Result<Counts, DriverError> {
+        let host = |server: &str| {
+            self.servers.iter().find(|(_, name)| name.as_str() == server).map(|(host, _)| host.clone())
+        };
+        match self.kind {
+            Kind::Router => router::counts(&*self.transport, host).await,
+            Kind::Haproxy => haproxy::counts(&*self.transport, &self.backend, host).await,
+        }
+        .map_err(|problem| self.error(problem))
+    }
+
+    /// Sets weights that give `hosts` the share, reads them back, and tells the share in force.
+    async fn lend_by_weights(&self, hosts: &[HostName], per_mille: u32) -> Result<u32, DriverProblem> {
+        let now = self.read_servers().await?;
+        let configured = haproxy::configured_weights(&*self.transport, &self.backend).await?;
+        let weighted = |(host, name): (&HostName, &String)| {
+            let server = Weighted {
+                configured: configured.get(name).copied().unwrap_or(1),
+                is_canary: hosts.contains(host),
+                is_ready: now.get(host).is_some_and(|server| server.admission == Admission::Ready),
+            };
+            (name.clone(), server)
+        };
+        let servers: BTreeMap<String, Weighted> = self.servers.iter().map(weighted).collect();
+        let (weights, in_force) = weights(&servers, per_mille);
+        haproxy::set_weights(&*self.transport, &self.backend, &weights).await?;
+        let after = self.read_servers().await?;
+        for (host, name) in &self.servers {
+            let (expected, found) = (weights.get(name), after.get(host).map(|server| server.weight));
+            if expected.copied() != found {
+                return Err(DriverProblem::WeightNotAsSet {
+                    server: name.clone(),
+                    expected: expected.copied().unwrap_or(0),
+                    found: found.unwrap_or(0),
+                });
+            }
+        }
+        Ok(in_force)
     }
 
     async fn change(

@@ -5,10 +5,13 @@
 //! configuration's states unless `load-server-state-from-file` is set; the next reading shows it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use greenlight_model::id::HostName;
 use greenlight_model::traffic::{Admission, Server, ServerHealth};
 
 use crate::balancer::{DriverProblem, word};
+use crate::canary::{CountRow, Counts};
 use crate::transport::Transport;
 
 /// Each server of a backend.
@@ -59,6 +62,119 @@ pub(crate) async fn set(
     }
 }
 
+/// Sets the weights of servers, in one exchange.
+pub(crate) async fn set_weights(
+    transport: &dyn Transport,
+    backend: &str,
+    weights: &BTreeMap<String, u32>,
+) -> Result<(), DriverProblem> {
+    let weights = weights.iter().map(|(server, weight)| (server, weight.to_string()));
+    change_weights(transport, backend, weights).await
+}
+
+/// Gives servers the weights of their configuration again.
+pub(crate) async fn reset_weights(
+    transport: &dyn Transport,
+    backend: &str,
+    servers: impl Iterator<Item = &String>,
+) -> Result<(), DriverProblem> {
+    change_weights(transport, backend, servers.map(|server| (server, "100%".to_owned()))).await
+}
+
+async fn change_weights(
+    transport: &dyn Transport,
+    backend: &str,
+    weights: impl Iterator<Item = (&String, String)>,
+) -> Result<(), DriverProblem> {
+    check_name("backend", backend)?;
+    let mut commands = Vec::new();
+    for (server, weight) in weights {
+        check_name("server", server)?;
+        commands.push(format!("set server {backend}/{server} weight {weight}"));
+    }
+    let command = commands.join(";");
+    match transport.exchange(&format!("{command}\n")).await?.trim() {
+        "" => Ok(()),
+        said if said.contains("Permission denied") => Err(DriverProblem::NotAdmin),
+        said => Err(DriverProblem::Refused { command, said: first_line(said) }),
+    }
+}
+
+/// The weights of the configuration.
+pub(crate) async fn configured_weights(
+    transport: &dyn Transport,
+    backend: &str,
+) -> Result<BTreeMap<String, u32>, DriverProblem> {
+    check_name("backend", backend)?;
+    let answer = transport.exchange(&format!("show servers state {backend}\n")).await?;
+    let mut lines = answer.lines().map(str::trim_end).filter(|line| !line.is_empty()).skip(1);
+    let columns = Columns::of(lines.next().unwrap_or_default().split(' ').skip(1));
+    lines
+        .map(|line| {
+            let row: Vec<&str> = line.split(' ').collect();
+            Ok((columns.text(&row, "srv_name")?.to_owned(), columns.number(&row, "srv_iweight")?))
+        })
+        .collect()
+}
+
+/// Requests and errors since HAProxy was started or reloaded; `host` tells which host a server is.
+pub(crate) async fn counts(
+    transport: &dyn Transport,
+    backend: &str,
+    host: impl Fn(&str) -> Option<HostName>,
+) -> Result<Counts, DriverProblem> {
+    check_name("backend", backend)?;
+    let states = transport.exchange(&format!("show servers state {backend}\n")).await?;
+    let rows = match backend_id(&states)? {
+        Some(id) => parse_counts(&transport.exchange(&format!("show stat {id} 4 -1\n")).await?, host)?,
+        None => Vec::new(),
+    };
+    let about = transport.exchange("show info\n").await?;
+    let number = |name: &str| {
+        let line = about.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        line.and_then(|text| text.trim().parse::<u64>().ok())
+            .ok_or_else(|| malformed(format!("`show info` has no {name}")))
+    };
+    Ok(Counts {
+        instance: number("Pid")?,
+        elapsed: Duration::from_secs(number("Uptime_sec")?),
+        bounds_us: Vec::new(),
+        rows,
+    })
+}
+
+fn parse_counts(
+    table: &str,
+    host: impl Fn(&str) -> Option<HostName>,
+) -> Result<Vec<CountRow>, DriverProblem> {
+    let mut lines = table.lines().filter(|line| !line.is_empty());
+    let columns = Columns::of(lines.next().unwrap_or_default().trim_start_matches("# ").split(','));
+    let mut rows = Vec::new();
+    for line in lines {
+        let fields = csv_fields(line);
+        let row: Vec<&str> = fields.iter().map(String::as_str).collect();
+        let Some(host) = host(columns.text(&row, "svname")?) else { continue };
+        let mut answers = 0;
+        for class in ["hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx", "hrsp_other"] {
+            answers += columns.number::<u64>(&row, class)?;
+        }
+        // An answer that broke off or was none is not among the answers of its class.
+        let broken = columns.number::<u64>(&row, "eresp")?;
+        rows.push(CountRow {
+            host,
+            release: None,
+            route: EVERY_ROUTE.to_owned(),
+            since: 0,
+            requests: answers + broken,
+            errors: columns.number::<u64>(&row, "hrsp_5xx")? + broken,
+            undelivered: columns.number(&row, "econ")?,
+            latency: Vec::new(),
+            in_flight: Vec::new(),
+        });
+    }
+    Ok(rows)
+}
+
 /// What HAProxy itself allows in names; a blank or a semicolon would begin another command.
 fn check_name(kind: &'static str, name: &str) -> Result<(), DriverProblem> {
     let is_good = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
@@ -76,6 +192,9 @@ mod admin {
     /// Drain: forced, or inherited.
     pub(super) const DRAIN: u32 = 0x08 | 0x10;
 }
+
+/// The route of what is not counted by route; the built-in router has the same word.
+const EVERY_ROUTE: &str = "other";
 
 /// Bit of `srv_check_state`: checks are configured and run.
 const CHECK_ENABLED: u32 = 0x04;

@@ -5,6 +5,7 @@
 //! reported.
 
 pub mod balancer;
+pub mod canary;
 mod haproxy;
 mod router;
 pub mod transport;

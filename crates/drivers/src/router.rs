@@ -1,11 +1,14 @@
 //! The built-in router's control socket: one JSON object per line. Its backends are what HAProxy calls servers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use greenlight_model::id::HostName;
 use greenlight_model::traffic::{Admission, Server, ServerHealth};
 use serde::{Deserialize, Serialize};
 
 use crate::balancer::{DriverProblem, word};
+use crate::canary::{CountRow, Counts, Share};
 use crate::transport::Transport;
 
 #[derive(Serialize)]
@@ -18,16 +21,76 @@ enum Request<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         release: Option<&'a str>,
     },
+    Canary {
+        spec: CanarySpec<'a>,
+    },
+    Renew {
+        release: &'a str,
+        lease_ms: u64,
+    },
+    Conclude {
+        release: &'a str,
+    },
+    Alert {
+        reason: &'a str,
+        by: &'a str,
+    },
+    Enable {
+        by: &'a str,
+    },
+    Counts {},
+}
+
+#[derive(Serialize)]
+struct CanarySpec<'a> {
+    release: &'a str,
+    share_per_mille: u32,
+    lease_ms: u64,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Answer {
-    Ok { backends: Vec<Backend> },
+    Ok(Snapshot),
+    Counts(RouterCounts),
     Error { message: String },
 }
 
 /// What is of interest here; the router says more.
+#[derive(Deserialize)]
+struct Snapshot {
+    backends: Vec<Backend>,
+    canary: Option<Canary>,
+}
+
+#[derive(Deserialize)]
+struct Canary {
+    share_in_force_per_mille: u32,
+}
+
+#[derive(Deserialize)]
+struct RouterCounts {
+    instance: u64,
+    elapsed_ms: u64,
+    latency_bounds_us: Vec<u64>,
+    rows: Vec<RouterRow>,
+}
+
+#[derive(Deserialize)]
+struct RouterRow {
+    backend: String,
+    release: Option<String>,
+    route: String,
+    since_generation: u64,
+    requests: u64,
+    answers: [u64; 5],
+    failed: u64,
+    broken: u64,
+    moved: u64,
+    latency: Vec<(usize, u64)>,
+    in_flight_ages: Vec<(usize, u64)>,
+}
+
 #[derive(Deserialize)]
 struct Backend {
     spec: Spec,
@@ -61,8 +124,8 @@ enum Health {
 
 /// Each backend of the router.
 pub(crate) async fn read(transport: &dyn Transport) -> Result<BTreeMap<String, Server>, DriverProblem> {
-    let backends = ask(transport, &Request::Get {}).await?;
-    Ok(backends.into_iter().map(|backend| (backend.spec.name.clone(), server(&backend))).collect())
+    let snapshot = change(transport, &Request::Get {}).await?;
+    Ok(snapshot.backends.into_iter().map(|backend| (backend.spec.name.clone(), server(&backend))).collect())
 }
 
 /// Sets a backend's state, and which release answers there when that is known. The answer comes when every core of the router has made the change.
@@ -72,16 +135,92 @@ pub(crate) async fn set(
     wanted: Admission,
     release: Option<&str>,
 ) -> Result<(), DriverProblem> {
-    ask(transport, &Request::Backend { name, state: word(wanted), release }).await.map(drop)
+    change(transport, &Request::Backend { name, state: word(wanted), release }).await.map(drop)
 }
 
-async fn ask(transport: &dyn Transport, request: &Request<'_>) -> Result<Vec<Backend>, DriverProblem> {
+/// Lends a share to a release; the answer is the share in force, in thousandths.
+pub(crate) async fn lend(transport: &dyn Transport, share: &Share<'_>) -> Result<u32, DriverProblem> {
+    let spec = CanarySpec {
+        release: share.release,
+        share_per_mille: share.per_mille,
+        lease_ms: milliseconds(share.lease),
+    };
+    let snapshot = change(transport, &Request::Canary { spec }).await?;
+    let canary = snapshot.canary.ok_or_else(|| malformed("it set a canary and tells of none"))?;
+    Ok(canary.share_in_force_per_mille)
+}
+
+pub(crate) async fn renew(
+    transport: &dyn Transport,
+    release: &str,
+    lease: Duration,
+) -> Result<(), DriverProblem> {
+    change(transport, &Request::Renew { release, lease_ms: milliseconds(lease) }).await.map(drop)
+}
+
+pub(crate) async fn conclude(transport: &dyn Transport, release: &str) -> Result<(), DriverProblem> {
+    change(transport, &Request::Conclude { release }).await.map(drop)
+}
+
+pub(crate) async fn alert(transport: &dyn Transport, reason: &str, by: &str) -> Result<(), DriverProblem> {
+    change(transport, &Request::Alert { reason, by }).await.map(drop)
+}
+
+pub(crate) async fn enable(transport: &dyn Transport, by: &str) -> Result<(), DriverProblem> {
+    change(transport, &Request::Enable { by }).await.map(drop)
+}
+
+/// What was counted; `host` tells which host a backend is, if any of the fleet's.
+pub(crate) async fn counts(
+    transport: &dyn Transport,
+    host: impl Fn(&str) -> Option<HostName>,
+) -> Result<Counts, DriverProblem> {
+    let Answer::Counts(counts) = ask(transport, &Request::Counts {}).await? else {
+        return Err(malformed("it was asked for counts and told something else"));
+    };
+    let row = |row: RouterRow| {
+        Some(CountRow {
+            host: host(&row.backend)?,
+            errors: row.answers[4] + row.failed + row.broken,
+            release: row.release,
+            route: row.route,
+            since: row.since_generation,
+            requests: row.requests,
+            undelivered: row.moved,
+            latency: row.latency,
+            in_flight: row.in_flight_ages,
+        })
+    };
+    Ok(Counts {
+        instance: counts.instance,
+        elapsed: Duration::from_millis(counts.elapsed_ms),
+        bounds_us: counts.latency_bounds_us,
+        rows: counts.rows.into_iter().filter_map(row).collect(),
+    })
+}
+
+async fn change(transport: &dyn Transport, request: &Request<'_>) -> Result<Snapshot, DriverProblem> {
+    match ask(transport, request).await? {
+        Answer::Ok(snapshot) => Ok(snapshot),
+        _ => Err(malformed("it was asked for a change and told counts")),
+    }
+}
+
+fn malformed(why: &str) -> DriverProblem {
+    DriverProblem::Malformed { why: why.to_owned() }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn ask(transport: &dyn Transport, request: &Request<'_>) -> Result<Answer, DriverProblem> {
     let malformed = |error: serde_json::Error| DriverProblem::Malformed { why: error.to_string() };
     let command = serde_json::to_string(request).map_err(malformed)?;
     let answer = transport.exchange(&format!("{command}\n")).await?;
     match serde_json::from_str(&answer).map_err(malformed)? {
-        Answer::Ok { backends } => Ok(backends),
         Answer::Error { message } => Err(DriverProblem::Refused { command, said: message }),
+        answer => Ok(answer),
     }
 }
 

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use greenlight_drivers::balancer::{BalancerDriver, DriverProblem};
+use greenlight_drivers::canary::Share;
 use greenlight_drivers::transport::{BoxFuture, TcpTransport, Transport, TransportError};
 use greenlight_model::fleet::{Balancer, BalancerKind};
 use greenlight_model::traffic::{Admission, ServerHealth};
@@ -115,6 +116,45 @@ fn reserve() -> (socket2::Socket, SocketAddr) {
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
     (socket, address)
+}
+
+/// The scenario of every balancer: 70 to 30, an alert, nothing after it, and back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canary_is_lent_its_share_and_loses_it_by_an_alert() {
+    let haproxy = Haproxy::start().await;
+    let driver = haproxy.driver("web", "admin.sock");
+    let canary = [host("web2")];
+    let share = |per_mille| Share {
+        release: "v2",
+        hosts: &canary,
+        per_mille,
+        lease: std::time::Duration::from_secs(600),
+    };
+    let lent = driver.lend(&share(300)).await.unwrap().per_mille;
+    assert!((295..=300).contains(&lent), "{lent}");
+    driver.renew("v2", std::time::Duration::from_secs(600)).await.unwrap();
+    let before = driver.counts().await.unwrap();
+    let seen = support::ask(Client::connect(haproxy.frontend), 1000);
+    assert!((250..=350).contains(&seen["second"]), "{seen:?}");
+    let counts = driver.counts().await.unwrap();
+    assert_eq!(counts.instance, before.instance);
+    let requests = |name: &str| {
+        let of = |counts: &greenlight_drivers::canary::Counts| {
+            counts.rows.iter().find(|row| row.host == host(name)).map_or(0, |row| row.requests)
+        };
+        of(&counts) - of(&before)
+    };
+    assert_eq!((requests("web1"), requests("web2")), (seen["first"], seen["second"]));
+    assert!(counts.rows.iter().all(|row| row.errors == 0), "{counts:?}");
+
+    driver.alert(&canary, "5 % errors", "verdict").await.unwrap();
+    assert_eq!(support::ask(Client::connect(haproxy.frontend), 1000).get("second"), None);
+    driver.enable("ada").await.unwrap();
+    driver.conclude("v2").await.unwrap();
+    let servers = driver.read().await.unwrap();
+    assert_eq!((servers[&host("web1")].weight, servers[&host("web2")].weight), (10, 20), "as configured");
+    let error = haproxy.driver("web", "user.sock").lend(&share(10)).await.unwrap_err();
+    assert!(matches!(error.problem, DriverProblem::NotAdmin), "{error}");
 }
 
 #[tokio::test]

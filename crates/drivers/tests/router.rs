@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use greenlight_drivers::balancer::{BalancerDriver, DriverProblem};
+use greenlight_drivers::canary::Share;
 use greenlight_model::fleet::{Balancer, BalancerKind};
 use greenlight_model::traffic::{Admission, ServerHealth};
 use greenlight_router::{
@@ -95,6 +96,40 @@ async fn a_backend_is_drained_and_admitted() {
     until(&driver, "the slow request is over", |servers| servers[&web1].sessions == 0).await;
     driver.admit(&web1, None).await.unwrap();
     until(&driver, "web1 serves", |servers| servers[&web1].serves()).await;
+}
+
+/// The scenario of every balancer: 70 to 30, an alert, nothing after it, and back by a person only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canary_is_lent_its_share_and_loses_it_by_an_alert() {
+    let bed = Bed::start().await;
+    let driver = bed.driver(&["web1", "web2"]);
+    let canary = [host("web2")];
+    let share =
+        |per_mille| Share { release: "v2", hosts: &canary, per_mille, lease: Duration::from_secs(600) };
+    assert_eq!(driver.lend(&share(0)).await.unwrap().per_mille, 0);
+    driver.admit(&canary[0], Some("v2")).await.unwrap();
+    assert_eq!(driver.lend(&share(300)).await.unwrap().per_mille, 300);
+    driver.renew("v2", Duration::from_secs(600)).await.unwrap();
+    let seen = support::ask(bed.client(), 1000);
+    assert!((250..=350).contains(&seen["second"]), "{seen:?}");
+    let counts = driver.counts().await.unwrap();
+    let requests = |name: &str| -> u64 {
+        counts.rows.iter().filter(|row| row.host == host(name)).map(|row| row.requests).sum()
+    };
+    assert_eq!((requests("web1"), requests("web2")), (seen["first"], seen["second"]));
+    assert!(counts.rows.iter().all(|row| row.errors == 0 && !row.latency.is_empty()), "{counts:?}");
+
+    driver.alert(&canary, "5 % errors", "verdict").await.unwrap();
+    assert_eq!(support::ask(bed.client(), 1000).get("second"), None);
+    let error = driver.lend(&share(300)).await.unwrap_err().to_string();
+    assert!(error.contains("5 % errors") && error.contains("a person"), "{error}");
+    assert!(driver.conclude("v2").await.is_err());
+    driver.enable("ada").await.unwrap();
+    assert_eq!(driver.lend(&share(1000)).await.unwrap().per_mille, 1000);
+    assert_eq!(support::ask(bed.client(), 20)["second"], 20);
+    driver.conclude("v2").await.unwrap();
+    let seen = support::ask(bed.client(), 1000);
+    assert!((260..=410).contains(&seen["second"]), "100 to 50 again: {seen:?}");
 }
 
 #[tokio::test]

@@ -75,7 +75,9 @@ fn answer(mut stream: TcpStream, name: &str, arrive: &Sender<()>, gone: &Mutex<R
         }
         let length = name.len();
         // A client that went away, as a balancer's check does, is no event.
-        let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{name}");
+        // In one piece: several would wait for each other's acknowledgement.
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{name}");
+        let _ = stream.write_all(answer.as_bytes());
     }
 }
 
@@ -91,7 +93,8 @@ impl Client {
 
     /// Who answered.
     pub(crate) fn get(&mut self, path: &str) -> String {
-        write!(self.0, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+        self.0.write_all(request.as_bytes()).unwrap();
         let head = read_head(&mut self.0).unwrap();
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         let length = head
@@ -101,6 +104,15 @@ impl Client {
         self.0.read_exact(&mut body).unwrap();
         String::from_utf8(body).unwrap()
     }
+}
+
+/// How often each server answered.
+pub(crate) fn ask(mut client: Client, times: usize) -> BTreeMap<String, u64> {
+    let mut seen = BTreeMap::new();
+    for _ in 0..times {
+        *seen.entry(client.get("/")).or_default() += 1;
+    }
+    seen
 }
 
 /// Everything up to the empty line; none when the connection ends before it.
