@@ -24,6 +24,8 @@
 
 mod permit;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

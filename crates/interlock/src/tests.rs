@@ -19,22 +19,22 @@ use greenlight_model::world::{Gate, InFlight, Light, Observation, ReleaseFacts, 
 
 use crate::{Rule, permit};
 
-const OLD: ReleaseId = ReleaseId::from_bytes([1; 32]);
-const NEW: ReleaseId = ReleaseId::from_bytes([2; 32]);
-const ELSE: ReleaseId = ReleaseId::from_bytes([3; 32]);
-const GENERATION: Generation = Generation(7);
+pub(crate) const OLD: ReleaseId = ReleaseId::from_bytes([1; 32]);
+pub(crate) const NEW: ReleaseId = ReleaseId::from_bytes([2; 32]);
+pub(crate) const ELSE: ReleaseId = ReleaseId::from_bytes([3; 32]);
+pub(crate) const GENERATION: Generation = Generation(7);
 
-fn at(second: i64) -> Timestamp {
+pub(crate) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
-fn instance(host: &str) -> Instance {
+pub(crate) fn instance(host: &str) -> Instance {
     Instance::new(host.parse().unwrap(), "web".parse().unwrap())
 }
 
 /// Hosts a, b and c behind a balancer, all serving the old release, the new one staged, each in a wave of its own; the
 /// floor is 2. A service without processes proves by its link.
-fn world() -> World {
+pub(crate) fn world() -> World {
     let hosts = ["a", "b", "c"];
     let names: Vec<_> = hosts.iter().map(|host| host.parse().unwrap()).collect();
     let settings = HostSettings {
@@ -123,13 +123,13 @@ fn observation() -> Observation {
     Observation { report: Some((at(0), HostReport { facts, instances })), unreachable: None }
 }
 
-fn report<'a>(world: &'a mut World, host: &str) -> &'a mut InstanceReport {
+pub(crate) fn report<'a>(world: &'a mut World, host: &str) -> &'a mut InstanceReport {
     let observation = world.inventory.get_mut(&host.parse().unwrap()).unwrap();
     let (_, report) = observation.report.as_mut().unwrap();
     report.instances.values_mut().next().unwrap()
 }
 
-fn server<'a>(world: &'a mut World, host: &str) -> &'a mut Server {
+pub(crate) fn server<'a>(world: &'a mut World, host: &str) -> &'a mut Server {
     match &mut world.traffic[0] {
         BalancerReport::Servers(servers) => servers.get_mut(&host.parse().unwrap()).unwrap(),
         BalancerReport::Unreachable { .. } => panic!("the balancer answers in these tests"),
@@ -137,7 +137,7 @@ fn server<'a>(world: &'a mut World, host: &str) -> &'a mut Server {
 }
 
 /// The host runs the new release under the rollout's generation.
-fn switch(world: &mut World, host: &str) {
+pub(crate) fn switch(world: &mut World, host: &str) {
     let seen = report(world, host);
     seen.linked = Some(NEW);
     seen.ledger.active = Some(NEW);
@@ -145,12 +145,12 @@ fn switch(world: &mut World, host: &str) {
     world.rollout.touched.insert(instance(host));
 }
 
-fn take_out(world: &mut World, host: &str) {
+pub(crate) fn take_out(world: &mut World, host: &str) {
     server(world, host).admission = Admission::Drain;
     world.rollout.drained_at.insert(instance(host), at(-5));
 }
 
-fn turn_back(world: &mut World) {
+pub(crate) fn turn_back(world: &mut World) {
     world.rollout.course = Course::TurningBack { why: "errors".to_owned(), since: at(0) };
 }
 
