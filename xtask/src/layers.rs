@@ -14,6 +14,7 @@ const FLOORS: [(&str, u8); 17] = [
     // Drives the program from outside, so it stands on none of its crates.
     ("greenlight-testbed", 0),
     ("greenlight-config", 1),
+    ("greenlight-gates", 1),
     ("greenlight-planner", 2),
     ("greenlight-interlock", 2),
     ("greenlight-simulator", 3),

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use greenlight_model::id::{EnvironmentName, HostName, ProcessName, RolloutId, ServiceName};
+use greenlight_model::id::{
+    CheckName, EnvironmentName, HostName, ProcessName, RoleName, RolloutId, ServiceName,
+};
 
 /// Releases for fleets of plain servers: staged, verified, reversible.
 ///
@@ -72,6 +74,16 @@ pub(crate) enum Command {
     Deploy(Deploy),
     /// Go back to the last release that was healthy on the whole environment, or to a named one.
     Rollback(Rollback),
+    /// Add what tests and analyses found out about a release, for the gates; or list it.
+    Evidence(Evidence),
+    /// Show the light of every gate on the way into an environment, and what would turn it green.
+    Gates(Gates),
+    /// Agree to what a deployment would do. The approval is for exactly the plan that is shown.
+    Approve(Approve),
+    /// Tick an item of an environment's checklist.
+    Tick(Tick),
+    /// Let a gate be green although it is not, for these releases. It is recorded, with the reason.
+    Override(Override),
     /// Show what runs where, and why a rollout is not moving.
     Status(Status),
     /// Let the running rollout finish what is under way and begin nothing new.
@@ -193,6 +205,10 @@ pub(crate) struct Deploy {
     pub(crate) targets: Targets,
     #[command(flatten)]
     pub(crate) consent: Consent,
+    /// Wait at gates that time turns green: a window, a freeze, a soak, traffic. Else it ends with exit code 3 there, as it
+    /// always does at one that somebody must see to.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Args)]
@@ -212,6 +228,102 @@ pub(crate) struct Consent {
     /// Show the plan and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Evidence {
+    #[command(subcommand)]
+    pub(crate) action: EvidenceAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvidenceAction {
+    /// Add reports about a release. One that is about another commit is refused; `-` reads standard input.
+    Add(EvidenceAdd),
+    /// List what is recorded, latest first.
+    List {
+        /// Only about this release: label, id or commit; SERVICE=RELEASE where that is not unique.
+        release: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceAdd {
+    /// Label, id or commit of the release; SERVICE=RELEASE where that is not unique.
+    pub(crate) release: String,
+    /// The suite that the JUnit reports are of.
+    #[arg(long, value_name = "NAME", default_value = "tests")]
+    pub(crate) suite: CheckName,
+    /// A JUnit report; may be repeated, all of them are one run of the suite.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Vec<PathBuf>,
+    /// A Cobertura report; may be repeated, for parts of the code.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cobertura: Vec<PathBuf>,
+    /// A SARIF report; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sarif: Vec<PathBuf>,
+    /// pylint's output, as text or JSON; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pylint: Vec<PathBuf>,
+    /// The exit code of a suite or tool that writes no report: unit=0. May be repeated.
+    #[arg(long, value_name = "NAME=CODE", value_parser = crate::commands::evidence::exit_code)]
+    pub(crate) exit_code: Vec<(CheckName, i32)>,
+    /// The release's note, for people.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) note: Option<PathBuf>,
+    /// The commit that the reports are of [default: what they say, else what is checked out here].
+    #[arg(long, value_name = "HASH")]
+    pub(crate) commit: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gates {
+    #[command(flatten)]
+    pub(crate) targets: Targets,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Approve {
+    #[command(flatten)]
+    pub(crate) targets: Targets,
+    /// In which role [default: the only one that is asked for and that you hold].
+    #[arg(long)]
+    pub(crate) role: Option<RoleName>,
+    /// Only if the plan still has this digest, which `plan --json` and `gates --json` show; its first digits do.
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) digest: Option<String>,
+    /// Do not ask. Without a terminal nothing is asked.
+    #[arg(long, short = 'y')]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tick {
+    /// Which environment's checklist.
+    pub(crate) environment: EnvironmentName,
+    /// The item, as it stands there.
+    pub(crate) item: String,
+    /// For which releases [default: those of the open rollout, else what `deploy` would bring].
+    #[arg(value_name = "RELEASE")]
+    pub(crate) releases: Vec<String>,
+    /// What was seen.
+    #[arg(long, default_value = "")]
+    pub(crate) note: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Override {
+    /// Which environment.
+    pub(crate) environment: EnvironmentName,
+    /// The gate, as `greenlight gates` names it: "tests (web)".
+    pub(crate) gate: String,
+    /// For which releases [default: those of the open rollout, else what `deploy` would bring].
+    #[arg(value_name = "RELEASE")]
+    pub(crate) releases: Vec<String>,
+    /// Why. It is kept, and stands in the report.
+    #[arg(long, value_name = "WHY")]
+    pub(crate) reason: String,
 }
 
 #[derive(Debug, Args)]

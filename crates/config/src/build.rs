@@ -10,9 +10,11 @@ use greenlight_model::fleet::{
     LinkKind, ManagerKind, Migration, OnFailure, Process, Profile, Requirements, SecretSource, Service,
     Smoke, Source, Strategy, Timeouts,
 };
+use greenlight_model::gate::Gates;
 use greenlight_model::id::{EnvironmentName, HostName, ProcessName, ServiceName, VariableName};
 
 use crate::check::{Sites, floor, service_behind, sites};
+use crate::gates;
 use crate::language::{self, Amount, FleetFile};
 use crate::read::{Key, List, Map};
 use crate::text::{HaproxyPlace, Limit, Link, LogPath, StrategyKind};
@@ -47,6 +49,10 @@ pub(crate) fn fleet(file: &FleetFile) -> Option<Fleet> {
             (None, command) => SecretSource::Command { argv: command?.0.clone() },
         };
         fleet.secrets.insert(name.value.clone(), source);
+    }
+    for (name, members) in file.role.good() {
+        let members = members.items.iter().map(|member| member.0.clone()).collect();
+        fleet.roles.insert(name.value.clone(), members);
     }
     Some(fleet)
 }
@@ -170,6 +176,10 @@ fn build_environment(
                 soak: after.soak.value().copied().unwrap_or_default(),
             }),
             None => None,
+        },
+        gates: match environment.gate.value() {
+            Some(table) => gates::build(table)?,
+            None => Gates::default(),
         },
         standby: list(&environment.standby, |pattern| pattern.0.clone())
             .into_iter()

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use greenlight_model::fleet::{BecomeRoot, ManagerKind, OnFailure};
 use greenlight_model::id::{
-    EnvironmentName, HostName, ProcessName, ProfileName, ServiceName, UserName, VariableName,
+    EnvironmentName, HostName, ProcessName, ProfileName, RoleName, ServiceName, UserName, VariableName,
 };
 use greenlight_model::quantity::{ByteSize, Percent};
 use serde_json::{Value, json};
 use toml::de::DeValue;
 
+use crate::gates::{GateTable, Member};
 use crate::problem::Problems;
 use crate::read::{
     At, Example, Field, Key, List, Map, Node, OneOrMany, Read, Refusal, Short, Shorthand, Table, TableReader,
@@ -31,6 +32,8 @@ table! {
         environment: Map<EnvironmentName, Environment> = "{ production = { hosts = { web = [\"web1\"] } } }",
         /// Where the values of secrets come from, by the variable under which processes read them.
         secret: Map<VariableName, Secret> = "{ DATABASE_URL = { age = \"secrets.age\" } }",
+        /// Who holds which role, for approvals and actions: `user` wherever they work, or `user@machine`.
+        role: Map<RoleName, List<Member>> = "{ operator = [\"ann\", \"bob\"] }",
     }
 }
 
@@ -197,6 +200,8 @@ table! {
         retries: Count = "2",
         /// The environment that must have finished the release before.
         after: After = "{ environment = \"staging\", soak = \"3d\" }",
+        /// What else must be green before anything changes.
+        gate: GateTable = "{ approval = { role = \"operator\" } }",
         /// Hosts that are changed last and serve only when the others cannot.
         standby: List<HostPattern> = "[\"px8-ops\"]",
         /// How long things may take.
@@ -451,4 +456,5 @@ pub(crate) fn home_of(key: &str) -> Option<&'static str> {
         .or_else(|| home::<Balancer>(key))
         .or_else(|| home::<Host>(key))
         .or_else(|| home::<Timeouts>(key))
+        .or_else(|| home::<GateTable>(key))
 }

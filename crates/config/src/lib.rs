@@ -11,6 +11,7 @@
 
 mod build;
 mod check;
+mod gates;
 pub mod init;
 mod language;
 mod problem;

@@ -6,10 +6,15 @@ use greenlight_model::fleet::{
     BalancerKind, BatchSize, BecomeRoot, Floor, LinkKind, ManagerKind, OnFailure, SecretSource, Strategy,
     Timeouts,
 };
+use greenlight_model::gate::holds;
 use greenlight_model::id::HostName;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::gates::{
+    Approval, ChecklistTable, CommandTable, Coverage, FreezeTable, GateTable, Known, Lint, Probe, Tests,
+    Traffic,
+};
 use crate::language::{
     After, Balancer, Environment, FleetFile, Health, Host, Migrate, Process, Profile, Requires, Secret,
     Service, Smoke, Source, Timeouts as TimeoutsTable,
@@ -69,6 +74,17 @@ fn every_key_is_accepted_with_its_own_example() {
     check_examples::<crate::language::Strategy>();
     check_examples::<After>();
     check_examples::<TimeoutsTable>();
+    check_examples::<GateTable>();
+    check_examples::<Tests>();
+    check_examples::<Known>();
+    check_examples::<Coverage>();
+    check_examples::<Lint>();
+    check_examples::<Approval>();
+    check_examples::<ChecklistTable>();
+    check_examples::<FreezeTable>();
+    check_examples::<Traffic>();
+    check_examples::<CommandTable>();
+    check_examples::<Probe>();
 }
 
 #[test]
@@ -124,6 +140,22 @@ fn everything_is_read() {
     assert_eq!(environment.timeouts.drain, Duration::ZERO);
     assert_eq!(environment.timeouts.claim, Duration::from_secs(90));
     assert_eq!(environment.timeouts.confirm, Duration::from_secs(20));
+    let gates = &environment.gates;
+    let tests = gates.tests.as_ref().unwrap();
+    assert_eq!((tests.suites.len(), tests.known_failures[0].owner.as_str()), (1, "ann"));
+    let coverage = gates.coverage.as_ref().unwrap();
+    assert_eq!((coverage.floor.get(), coverage.may_fall), (80, true));
+    assert_eq!(gates.lint.as_ref().unwrap().tools.len(), 1);
+    assert_eq!((gates.approvals[0].count, gates.approvals[0].four_eyes), (2, true));
+    assert!(holds(&fleet.roles, &gates.approvals[0].role, "bob@desk"));
+    assert!(!holds(&fleet.roles, &gates.approvals[0].role, "bob@home"));
+    assert!(holds(&fleet.roles, &gates.approvals[0].role, "ann@home"));
+    assert_eq!(gates.checklist.as_ref().unwrap().optional, ["support told"]);
+    assert_eq!((gates.windows.len(), gates.freezes[0].reason.as_str()), (1, "holidays"));
+    assert_eq!(gates.traffic.as_ref().unwrap().sessions_below, 200);
+    assert_eq!(gates.commands[&"backup".parse().unwrap()].argv, ["bin/backup-is-fresh"]);
+    assert_eq!(gates.probes[&"vendor".parse().unwrap()].timeout, Duration::from_secs(5));
+    assert!(gates.release_note);
     let [balancer, tcp, router] = &environment.balancers[..] else { panic!("{:?}", environment.balancers) };
     assert_eq!(balancer.title(), "haproxy ol-www1:/run/haproxy/admin.sock web-in");
     assert_eq!(balancer.server(&"ol-web3".parse().unwrap()), "web3");

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use greenlight_model::fleet::{BecomeRoot, ManagerKind, OnFailure};
 use greenlight_model::id::{
-    EnvironmentName, HostName, InvalidId, ProcessName, ProfileName, ServiceName, UserName, VariableName,
+    CheckName, EnvironmentName, HostName, InvalidId, ProcessName, ProfileName, RoleName, ServiceName,
+    UserName, VariableName,
 };
 use greenlight_model::quantity::{ByteSize, parse_duration};
 
@@ -42,6 +43,8 @@ names! {
     ProcessName, "the name of a process", "^[A-Za-z0-9_][A-Za-z0-9._-]*$";
     ProfileName, "the name of a profile", "^[A-Za-z0-9_][A-Za-z0-9._-]*$";
     UserName, "the name of a user", "^[A-Za-z0-9_][A-Za-z0-9._-]*$";
+    RoleName, "a role", "^[A-Za-z0-9_][A-Za-z0-9._-]*$";
+    CheckName, "the name of a check", "^[A-Za-z0-9_][A-Za-z0-9._-]*$";
     VariableName, "the name of a variable", "^[A-Za-z0-9_]+$";
 }
 

@@ -2,19 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use greenlight_gates::{Asked, PlanNow, gates};
 use greenlight_model::Timestamp;
-use greenlight_model::fleet::{Fleet, Service};
+use greenlight_model::fleet::{Environment, Fleet, Service};
 use greenlight_model::id::{
     EnvironmentName, Generation, HostName, PlanDigest, ReleaseId, RolloutId, ServiceName,
 };
 use greenlight_model::manifest::Release;
 use greenlight_model::record::History;
 use greenlight_model::rollout::{Direction, Plan, Rollout};
-use greenlight_model::world::{ReleaseFacts, World};
+use greenlight_model::traffic::BalancerReport;
+use greenlight_model::world::{Gate, ReleaseFacts, World};
 use greenlight_simulator::{Preview, preview};
 
 use crate::claims;
-use crate::gates::gates;
 use crate::gather::Gathered;
 
 /// What an operator asks for.
@@ -30,6 +31,8 @@ pub struct Wanted {
     pub hosts: BTreeSet<HostName>,
     /// Who asks: `user@machine`.
     pub by: String,
+    /// Whether they ask for the rollout; else they only look, and it will be somebody else's.
+    pub asks: bool,
 }
 
 /// A plan that could start now.
@@ -172,15 +175,57 @@ pub fn prepare(
         },
         inventory: claims::without_ended(&gathered.inventory, history),
         traffic: gathered.traffic.clone(),
-        gates: gates(fleet, environment, history, &wanted.targets, wanted.direction, now),
+        gates: Vec::new(),
         in_flight: Vec::new(),
     };
     world.services.extend(services.clone());
-    let preview = preview(&world);
-    let digest = PlanDigest::from_bytes(*blake3::hash(preview.digest_text().as_bytes()).as_bytes());
+    let mut preview = preview(&world);
+    let text = preview.digest_text();
+    let digest = PlanDigest::from_bytes(*blake3::hash(text.as_bytes()).as_bytes());
+    // Lights depend on what is shown, and never the other way round.
+    world.gates = gates(&Asked {
+        fleet,
+        environment,
+        history,
+        targets: &wanted.targets,
+        direction: wanted.direction,
+        releases,
+        plan: Some(PlanNow { digest, text: Some(&text) }),
+        asked_by: wanted.asks.then_some(&wanted.by),
+        traffic: &gathered.traffic,
+        now,
+        begun: None,
+    });
+    preview.stop_at(&world.gates);
     let plan = Plan { digest: Some(digest), ..plan };
     world.rollout.plan = plan.clone();
     Ok(Prepared { plan, services, world, preview })
+}
+
+/// The lights of a rollout that was begun.
+#[must_use]
+pub fn rollout_gates(
+    fleet: &Fleet,
+    environment: &Environment,
+    history: &History,
+    rollout: &Rollout,
+    releases: &[Release],
+    traffic: &[BalancerReport],
+    now: Timestamp,
+) -> Vec<Gate> {
+    gates(&Asked {
+        fleet,
+        environment,
+        history,
+        targets: &rollout.plan.targets,
+        direction: rollout.plan.direction,
+        releases,
+        plan: rollout.plan.digest.map(|digest| PlanNow { digest, text: None }),
+        asked_by: Some(&rollout.plan.started_by),
+        traffic,
+        now,
+        begun: Some(rollout.started_at),
+    })
 }
 
 /// What deciding needs to know of each release.

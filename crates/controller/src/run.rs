@@ -28,11 +28,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::append::{append, append_decision};
 use crate::claims;
 use crate::clock;
-use crate::gates::gates;
 use crate::gather::{Gathered, Gatherer, Look};
 use crate::hosts::{HostError, Hosts};
 use crate::perform::{Artifacts, Performed, Performer};
-use crate::prepare::release_facts;
+use crate::prepare::{release_facts, rollout_gates};
 use crate::progress::{Progress, ProgressSink};
 use crate::releases::{charter, known_releases};
 use crate::takeover;
@@ -537,7 +536,15 @@ impl Controller {
             rollout: rollout.clone(),
             inventory: claims::without_ended(&self.gathered.inventory, history),
             traffic: self.gathered.traffic.clone(),
-            gates: gates(&self.fleet, &self.environment, history, &plan.targets, plan.direction, now),
+            gates: rollout_gates(
+                &self.fleet,
+                &self.environment,
+                history,
+                rollout,
+                &self.releases,
+                &self.gathered.traffic,
+                now,
+            ),
             in_flight: self.in_flight.clone(),
         })
     }

@@ -102,6 +102,15 @@ pub fn commits_between(repository: &Path, from: &str, to: &str) -> Result<Vec<Co
     Ok(commits.collect())
 }
 
+/// The commit that is checked out.
+///
+/// # Errors
+/// When there is no repository, or no commit in it.
+pub fn head(repository: &Path) -> Result<String, GitError> {
+    let commit = run(repository, &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"])?;
+    Ok(commit.trim().to_owned())
+}
+
 /// A repository on this machine: the user's own, or the depot's copy of a remote one.
 #[derive(Debug, Clone)]
 pub(crate) struct Repository {

@@ -23,5 +23,5 @@ mod testing;
 
 pub use depot::{Depot, FindError};
 pub use error::DepotError;
-pub use git::{COMMITS_MAX, Commit, GitError, commits_between};
+pub use git::{COMMITS_MAX, Commit, GitError, commits_between, head};
 pub use object::{EncodedObject, Encoding, OBJECT_BYTES_MAX, content_hash, decode};

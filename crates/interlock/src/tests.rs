@@ -55,6 +55,7 @@ pub(crate) fn world() -> World {
         failure_budget: 0,
         on_failure: OnFailure::TurnBack,
         after: None,
+        gates: Default::default(),
         standby: BTreeSet::new(),
         balancers: vec![Balancer {
             service: "web".parse().unwrap(),

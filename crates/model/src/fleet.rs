@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gate::{Gates, Roles};
 use crate::id::{
     EnvironmentName, HostName, Instance, ProcessName, ProfileName, ServiceName, UserName, VariableName,
 };
@@ -22,6 +23,9 @@ pub struct Fleet {
     pub environments: BTreeMap<EnvironmentName, Environment>,
     /// Where secret values come from.
     pub secrets: BTreeMap<VariableName, SecretSource>,
+    /// Who holds which role.
+    #[serde(default)]
+    pub roles: Roles,
 }
 
 /// Where the value of a secret comes from. The value itself is never part of a fleet.
@@ -183,6 +187,9 @@ pub struct Environment {
     pub on_failure: OnFailure,
     /// The environment that must have finished this release before.
     pub after: Option<After>,
+    /// What else must be green before anything changes.
+    #[serde(default)]
+    pub gates: Gates,
     /// Hosts that are changed last and serve only when the others cannot.
     pub standby: BTreeSet<HostName>,
     /// What sends requests to the hosts.

@@ -138,6 +138,14 @@ name!(
     VariableName, "variable name", 128, "_"
 );
 name!(
+    /// What people are to a fleet: `operator`, `database`.
+    RoleName, "role", NAME_BYTES_MAX, "._-"
+);
+name!(
+    /// A suite of tests, a tool of analysis, a command or a probe that gates ask for.
+    CheckName, "name of a check", NAME_BYTES_MAX, "._-"
+);
+name!(
     /// Which rollout: unique over all controllers, sortable by time within an environment
     /// (`production-20261121T013000-7kx2`).
     RolloutId, "rollout id", 127, "._-"

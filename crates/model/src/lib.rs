@@ -7,9 +7,12 @@
 //! Not in here: how anything is decided (`planner`, `interlock`) or done (the crates above).
 
 pub mod action;
+pub mod calendar;
 pub mod charter;
 pub mod decision;
+pub mod evidence;
 pub mod fleet;
+pub mod gate;
 pub mod host;
 pub mod id;
 pub mod manifest;

@@ -11,6 +11,7 @@ use crate::Timestamp;
 use crate::action::{Action, ActionDetail, ActionResult, Blame};
 use crate::charter::{Charter, Found};
 use crate::decision::{Outcome, Running};
+use crate::evidence::{Evidence, Recorded};
 use crate::fleet::Service;
 use crate::id::{EnvironmentName, ReleaseId, RolloutId, ServiceName};
 use crate::manifest::Release;
@@ -20,8 +21,8 @@ use crate::rollout::{
 use crate::world::InFlight;
 
 /// The version of the records that this build writes. It reads every version before. Version 2 brought
-/// [`RecordBody::RolloutAdopted`] and [`RecordBody::MigrationDone`].
-pub const RECORD_VERSION: u32 = 2;
+/// [`RecordBody::RolloutAdopted`] and [`RecordBody::MigrationDone`], version 3 [`RecordBody::EvidenceAdded`].
+pub const RECORD_VERSION: u32 = 3;
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +107,11 @@ pub enum RecordBody {
         /// How that is known, in the person's words.
         why: String,
     },
+    /// A fact that gates read.
+    EvidenceAdded {
+        /// It, and what it is about.
+        evidence: Evidence,
+    },
     /// A rollout ended.
     RolloutEnded {
         /// Which.
@@ -166,6 +172,8 @@ pub struct History {
     pub migrations: BTreeMap<(EnvironmentName, ReleaseId), FormerMigration>,
     /// Releases of adopted rollouts: the depot of this project need not have them.
     pub releases: BTreeMap<ReleaseId, Release>,
+    /// All evidence, in the order in which it came.
+    pub evidence: Vec<Recorded>,
 }
 
 impl History {
@@ -224,6 +232,12 @@ impl History {
                     self.migrations.insert((environment, release), FormerMigration { on, is_done: true });
                 }
             }
+            RecordBody::EvidenceAdded { evidence } => self.evidence.push(Recorded {
+                seq: record.seq,
+                at: record.at,
+                by: record.by.clone(),
+                evidence: evidence.clone(),
+            }),
             RecordBody::RolloutEnded { rollout, outcome, running } => {
                 let open = self.open_mut(rollout)?;
                 open.outcome = Some(outcome.clone());

@@ -150,6 +150,7 @@ mod tests {
             failure_budget: 0,
             on_failure: OnFailure::TurnBack,
             after: None,
+            gates: Default::default(),
             standby,
             balancers: Vec::new(),
             timeouts: Timeouts::default(),

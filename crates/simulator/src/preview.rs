@@ -66,7 +66,7 @@ pub struct PreviewNote {
 #[must_use]
 pub fn preview(world: &World) -> Preview {
     let mut world = world.clone();
-    let gates = assume_green(&mut world);
+    let gates = std::mem::take(&mut world.gates);
     let start = world.now;
     let turns_max = TURNS_PER_INSTANCE_MAX * (world.rollout.plan.baseline.len() + 1);
     let waves = waves_by_instance(&world);
@@ -74,12 +74,13 @@ pub fn preview(world: &World) -> Preview {
     let mut preview = Preview {
         steps: Vec::new(),
         notes: Vec::new(),
-        waits: gates.iter().filter_map(gate_wait).collect(),
-        gates,
+        waits: Vec::new(),
+        gates: Vec::new(),
         outcome: None,
         took_ms: 0,
         error: None,
     };
+    preview.stop_at(&gates);
     for _ in 0..turns_max {
         let at_ms = milliseconds(start, simulation.world().now);
         preview.took_ms = at_ms;
@@ -116,6 +117,16 @@ pub fn preview(world: &World) -> Preview {
 }
 
 impl Preview {
+    /// Notes the gates that are not green: the rollout would stop there. For gates that are judged by what the preview shows,
+    /// which come after it.
+    pub fn stop_at(&mut self, gates: &[Gate]) {
+        let shut = gates.iter().filter(|gate| !matches!(gate.light, Light::Green { .. }));
+        self.gates.extend(shut.cloned());
+        let waits: Vec<Wait> = self.gates.iter().filter_map(gate_wait).collect();
+        self.waits.splice(0..0, waits);
+        self.outcome = self.outcome.take().filter(|_| self.gates.is_empty());
+    }
+
     /// The preview as canonical text: what an approval binds to, by its hash. It has what would change, in order and by
     /// wave; not what only prepares or tidies up, nor estimates, reasons and lights. So it stays the same when bytes are
     /// staged meanwhile, and differs when something else would be done.
@@ -140,13 +151,6 @@ impl Preview {
         }
         text
     }
-}
-
-fn assume_green(world: &mut World) -> Vec<Gate> {
-    let gates = world.gates.iter().filter(|gate| !matches!(gate.light, Light::Green { .. }));
-    let not_green = gates.cloned().collect();
-    world.gates.clear();
-    not_green
 }
 
 fn gate_wait(gate: &Gate) -> Option<Wait> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use greenlight_controller::{ControllerLease, PrepareError, Prepared, Wanted, clock, prepare};
 use greenlight_depot::Depot;
@@ -18,26 +19,29 @@ use serde_json::json;
 
 use crate::args::{Consent, Deploy, Global, Plan, Rollback, Targets};
 use crate::commands::operate::append;
-use crate::commands::{build, releases, roll};
+use crate::commands::{build, gates, releases, roll};
 use crate::describe;
 use crate::failure::{Exit, Failure};
 use crate::printer::{Printer, Verbosity};
 use crate::project::{Connected, Project};
 
+/// How often gates are judged anew while a deployment waits for them.
+const GATES_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
 pub(crate) fn plan(global: &Global, plan: &Plan, printer: &Printer) -> Result<Exit, Failure> {
     let project = Project::open(global, printer)?;
     let consent = Consent { yes: false, dry_run: true };
-    start(&project, &plan.targets, Direction::Forward, consent, printer)
+    start(&project, &plan.targets, Direction::Forward, consent, false, printer)
 }
 
 pub(crate) fn deploy(global: &Global, deploy: &Deploy, printer: &Printer) -> Result<Exit, Failure> {
     let project = Project::open(global, printer)?;
-    start(&project, &deploy.targets, Direction::Forward, deploy.consent, printer)
+    start(&project, &deploy.targets, Direction::Forward, deploy.consent, deploy.wait, printer)
 }
 
 pub(crate) fn rollback(global: &Global, rollback: &Rollback, printer: &Printer) -> Result<Exit, Failure> {
     let project = Project::open(global, printer)?;
-    start(&project, &rollback.targets, Direction::Back, rollback.consent, printer)
+    start(&project, &rollback.targets, Direction::Back, rollback.consent, false, printer)
 }
 
 fn start(
@@ -45,34 +49,29 @@ fn start(
     wanted: &Targets,
     direction: Direction,
     consent: Consent,
+    waits: bool,
     printer: &Printer,
 ) -> Result<Exit, Failure> {
     let environment = project.environment(&wanted.environment)?;
-    let depot = project.depot()?;
     let mut log = project.log()?;
     let lease = if consent.dry_run { None } else { Some(lease(project, environment)?) };
-    let targets = match direction {
-        Direction::Forward => forward_targets(project, environment, wanted, &depot, printer)?,
-        Direction::Back => back_targets(environment, wanted, &depot, &log)?,
-    };
-    let hosts = wanted_hosts(environment, wanted)?;
+    let targets = targets(project, environment, wanted, direction, printer)?;
     let connected = Connected::new(project, environment)?;
-    let prepared = preview(&connected, &log, &depot, targets, hosts, direction)?;
-    show(&prepared, direction, printer, consent);
-    let shut: Vec<&greenlight_model::world::Gate> =
-        prepared.world.gates.iter().filter(|gate| !matches!(gate.light, Light::Green { .. })).collect();
+    if lease.is_some() && direction == Direction::Forward {
+        gates::look(&connected, &mut log, &targets)?;
+    }
+    let mut prepared = preview(&connected, &log, targets, wanted, direction, true)?;
+    show(&prepared, direction, printer, consent.dry_run);
     if consent.dry_run {
         printer.json("plan", plan_json(&prepared));
-        return Ok(if shut.is_empty() { would_end(&prepared) } else { Exit::Held });
+        let is_open = prepared.world.gates.iter().all(gates::is_green);
+        return Ok(if is_open { would_end(&prepared) } else { Exit::Held });
     }
-    if let Some(gate) = shut.first() {
-        let (Light::Green { why } | Light::Amber { why } | Light::Red { why }) = &gate.light;
-        return Err(Failure::new(
-            Exit::Held,
-            format!("gate `{}` is not green: {why}; nothing was changed", gate.name),
-        ));
+    if waits {
+        prepared = wait_for_gates(&connected, &mut log, wanted, prepared, printer)?;
     }
-    if !is_agreed(consent, printer)? {
+    refuse_shut_gates(&prepared)?;
+    if !is_agreed(consent.yes, "begin?", printer)? {
         return Err(Failure::new(Exit::Held, "not begun; nothing was changed"));
     }
     let Some(lease) = lease else { return Ok(Exit::Done) };
@@ -88,6 +87,77 @@ fn start(
         &RecordBody::RolloutStarted { plan: prepared.plan, services: prepared.services },
     )?;
     roll::run(connected, log, &id, artifacts, lease, printer)
+}
+
+/// The releases that are meant.
+pub(crate) fn targets(
+    project: &Project,
+    environment: &Environment,
+    wanted: &Targets,
+    direction: Direction,
+    printer: &Printer,
+) -> Result<BTreeMap<ServiceName, ReleaseId>, Failure> {
+    let depot = project.depot()?;
+    match direction {
+        Direction::Forward => forward_targets(project, environment, wanted, &depot, printer),
+        Direction::Back => back_targets(environment, wanted, &depot, &project.log()?),
+    }
+}
+
+fn refuse_shut_gates(prepared: &Prepared) -> Result<(), Failure> {
+    let shut: Vec<String> = prepared
+        .world
+        .gates
+        .iter()
+        .filter_map(|gate| match &gate.light {
+            Light::Green { .. } => None,
+            Light::Amber { why } | Light::Red { why } => Some(format!("`{}` is not green: {why}", gate.name)),
+        })
+        .collect();
+    match &shut[..] {
+        [] => Ok(()),
+        [only] => Err(Failure::new(Exit::Held, format!("gate {only}; nothing was changed"))),
+        several => Err(Failure::new(
+            Exit::Held,
+            format!("{} gates are shut; nothing was changed:\n  {}", several.len(), several.join("\n  ")),
+        )),
+    }
+}
+
+/// Waits while every gate that is shut is one that time opens; comes back when all are green, or one is red.
+fn wait_for_gates(
+    connected: &Connected<'_>,
+    log: &mut Log,
+    wanted: &Targets,
+    mut prepared: Prepared,
+    printer: &Printer,
+) -> Result<Prepared, Failure> {
+    let mut said = String::new();
+    let mut looked_at = prepared.world.now;
+    loop {
+        let gates = &prepared.world.gates;
+        let is_red = gates.iter().any(|gate| matches!(gate.light, Light::Red { .. }));
+        let shut: Vec<&str> =
+            gates.iter().filter(|gate| !gates::is_green(gate)).map(|gate| gate.name.as_str()).collect();
+        if is_red || shut.is_empty() {
+            return Ok(prepared);
+        }
+        // Their reasons hold the time that is left, which changes with every look.
+        let names = shut.join(", ");
+        if names != said {
+            printer.progress(format!("waiting for {names}; ^C ends this, and nothing was changed"));
+            said = names;
+        }
+        // Nothing tells when a window opens or traffic falls.
+        connected.block_on(async { tokio::time::sleep(GATES_LOOK_INTERVAL).await });
+        log.refresh().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+        let targets = prepared.plan.targets.clone();
+        if clock::now().duration_since(looked_at).unsigned_abs() > greenlight_gates::FRESH_FOR / 2 {
+            gates::look(connected, log, &targets)?;
+            looked_at = clock::now();
+        }
+        prepared = preview(connected, log, targets, wanted, Direction::Forward, true)?;
+    }
 }
 
 fn lease(project: &Project, environment: &Environment) -> Result<ControllerLease, Failure> {
@@ -196,19 +266,27 @@ fn wanted_hosts(environment: &Environment, wanted: &Targets) -> Result<BTreeSet<
     }
 }
 
-fn preview(
+/// The plan as it is now; `asks` when it is to be carried out by who looks.
+pub(crate) fn preview(
     connected: &Connected<'_>,
     log: &Log,
-    depot: &Depot,
     targets: BTreeMap<ServiceName, ReleaseId>,
-    hosts: BTreeSet<HostName>,
+    wanted: &Targets,
     direction: Direction,
+    asks: bool,
 ) -> Result<Prepared, Failure> {
-    let releases = depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let Connected { project, environment, .. } = connected;
+    let hosts = wanted_hosts(environment, wanted)?;
+    let releases = project.depot()?.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let (_, gathered) = connected.block_on(connected.gather(log));
-    let wanted =
-        Wanted { environment: environment.name.clone(), direction, targets, hosts, by: project.by.clone() };
+    let wanted = Wanted {
+        environment: environment.name.clone(),
+        direction,
+        targets,
+        hosts,
+        by: project.by.clone(),
+        asks,
+    };
     let now = clock::now();
     let id: RolloutId = clock::rollout_id(&environment.name, now, &project.by);
     prepare(&project.fleet, log.history(), &releases, &gathered, &wanted, id, now).map_err(|error| {
@@ -217,9 +295,10 @@ fn preview(
     })
 }
 
-fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: Consent) {
+/// The plan for people; as the result when it is what was asked for.
+pub(crate) fn show(prepared: &Prepared, direction: Direction, printer: &Printer, is_result: bool) {
     let world = &prepared.world;
-    let say = |line: String| if consent.dry_run { printer.result(line) } else { printer.progress(line) };
+    let say = |line: String| if is_result { printer.result(line) } else { printer.progress(line) };
     for (service, release) in &prepared.plan.targets {
         let now: BTreeSet<String> = prepared
             .plan
@@ -245,12 +324,7 @@ fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: C
         }
     }
     for gate in &world.gates {
-        let (light, why) = match &gate.light {
-            Light::Green { why } => ("green".green().to_string(), why),
-            Light::Amber { why } => ("amber".yellow().to_string(), why),
-            Light::Red { why } => ("red".red().to_string(), why),
-        };
-        say(format!("  gate {}: {light}, {why}", gate.name));
+        say(format!("  {}", gates::line(gate)));
     }
     for (host, observation) in &world.inventory {
         if let Some(unreachable) = &observation.unreachable {
@@ -258,7 +332,7 @@ fn show(prepared: &Prepared, direction: Direction, printer: &Printer, consent: C
             say(format!("  {host} {}: {why}", "does not answer".red()));
         }
     }
-    show_steps(prepared, !consent.dry_run && printer.verbosity < Verbosity::Verbose, &say);
+    show_steps(prepared, !is_result && printer.verbosity < Verbosity::Verbose, &say);
     if let Some(outcome) = &prepared.preview.outcome
         && !matches!(outcome, Outcome::Done { .. })
     {
@@ -330,14 +404,15 @@ fn plan_json(prepared: &Prepared) -> serde_json::Value {
     })
 }
 
-fn is_agreed(consent: Consent, printer: &Printer) -> Result<bool, Failure> {
+/// Asks on a terminal. Without one, or when nothing is to be asked, it is agreed.
+pub(crate) fn is_agreed(yes: bool, question: &str, printer: &Printer) -> Result<bool, Failure> {
     let asks = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
-    if consent.yes || !asks || printer.json {
+    if yes || !asks || printer.json {
         return Ok(true);
     }
     let cannot = |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot ask: {error}"));
     let mut stderr = anstream::stderr();
-    write!(stderr, "begin? [y/N] ").and_then(|()| stderr.flush()).map_err(cannot)?;
+    write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush()).map_err(cannot)?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(cannot)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -99,7 +99,7 @@ fn steps(
 
 fn of(body: &RecordBody) -> Option<&RolloutId> {
     match body {
-        RecordBody::ReleaseMarked { .. } => None,
+        RecordBody::ReleaseMarked { .. } | RecordBody::EvidenceAdded { .. } => None,
         RecordBody::RolloutStarted { plan, .. } => Some(&plan.id),
         RecordBody::RolloutAdopted { charter, .. } => Some(&charter.plan.id),
         RecordBody::ActionStarted { rollout, .. }
@@ -144,6 +144,8 @@ fn line(body: &RecordBody, title: impl Fn(ReleaseId) -> String) -> Option<String
             if why.is_empty() { String::new() } else { format!(": {why}") }
         ),
         RecordBody::RolloutEnded { outcome, .. } => describe::outcome(outcome),
-        RecordBody::ActionStarted { .. } | RecordBody::ReleaseMarked { .. } => return None,
+        RecordBody::ActionStarted { .. }
+        | RecordBody::ReleaseMarked { .. }
+        | RecordBody::EvidenceAdded { .. } => return None,
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use greenlight_controller::{ControllerLease, Gathered, clock, gates};
+use greenlight_controller::{ControllerLease, Gathered, clock, rollout_gates};
 use greenlight_model::Timestamp;
 use greenlight_model::decision::{Decision, Wait};
 use greenlight_model::fleet::Environment;
@@ -64,7 +64,6 @@ fn world(
         bad: history.bad.get(&release.id).cloned(),
     };
     let now = clock::now();
-    let plan = &rollout.plan;
     Some(World {
         now,
         environment: environment.clone(),
@@ -73,7 +72,7 @@ fn world(
         rollout: rollout.clone(),
         inventory: gathered.inventory.clone(),
         traffic: gathered.traffic.clone(),
-        gates: gates(&project.fleet, environment, history, &plan.targets, plan.direction, now),
+        gates: rollout_gates(&project.fleet, environment, history, rollout, releases, &gathered.traffic, now),
         // Without a controller nothing is under way: what was begun and has no end is decided anew.
         in_flight: rollout.under_way.values().filter(|_| is_driven).cloned().collect(),
     })

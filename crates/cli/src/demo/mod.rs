@@ -121,7 +121,7 @@ fn roll(global: &Global, back: bool, story: &Printer) -> Result<Exit, Failure> {
     if back {
         deploy::rollback(global, &Rollback { targets, consent }, story)
     } else {
-        deploy::deploy(global, &Deploy { targets, consent }, story)
+        deploy::deploy(global, &Deploy { targets, consent, wait: false }, story)
     }
 }
 

@@ -82,6 +82,19 @@ fn every_document_has_the_keys_that_are_documented() {
     shape("hosts", &site.run(&["hosts", "--json"]).exits(0));
     shape("exec", &site.run(&["exec", "staging", "--json", "--", "true"]).exits(0));
 
+    let gated = "\n[environment.staging.gate]\nchecklist = { required = [\"a\"] }\nwindow = \"daily 00:00-24:00\"\n\
+        approval = { role = \"operator\" }\nfreeze = { when = \"2020-01-01..2099-12-31\", reason = \"b\" }\n\
+        [role]\noperator = [\"tester\"]\n";
+    let gated = Site::new(&format!("{RING}{gated}"));
+    gated.commit("v1");
+    gated.run(&["build", "hello"]).exits(0);
+    shape("evidence add", &gated.run(&["evidence", "add", "v1", "--exit-code", "unit=0", "--json"]).exits(0));
+    shape("evidence list", &gated.run(&["evidence", "list", "--json"]).exits(0));
+    shape("gates", &gated.run(&["gates", "staging", "--json"]).exits(3));
+    shape("approve", &gated.run(&["approve", "staging", "--json"]).exits(0));
+    shape("tick", &gated.run(&["tick", "staging", "a", "--json"]).exits(0));
+    shape("override", &gated.run(&["override", "staging", "freeze", "--reason", "c", "--json"]).exits(0));
+
     let deploying = site.stop_in_the_middle();
     shape("hold", &site.run(&["hold", "staging", "--json"]).exits(0));
     shape("operate", &site.run(&["resume", "staging", "--json"]).exits(0));

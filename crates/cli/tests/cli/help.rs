@@ -3,7 +3,7 @@
 use crate::site::Site;
 
 /// Each command with a word of what it does.
-const COMMANDS: [(&str, &str); 20] = [
+const COMMANDS: [(&str, &str); 25] = [
     ("demo", "See it work"),
     ("init", "write a commented greenlight.toml"),
     ("check", "every mistake at once"),
@@ -13,6 +13,11 @@ const COMMANDS: [(&str, &str); 20] = [
     ("plan", "Changes nothing"),
     ("deploy", "wave by wave"),
     ("rollback", "last release that was healthy"),
+    ("evidence", "for the gates"),
+    ("gates", "turn it green"),
+    ("approve", "exactly the plan that is shown"),
+    ("tick", "checklist"),
+    ("override", "with the reason"),
     ("status", "why a rollout is not moving"),
     ("hold", "begin nothing new"),
     ("resume", "lost its controller"),

@@ -7,6 +7,7 @@ mod check;
 mod demo;
 mod documents;
 mod elsewhere;
+mod gates;
 mod help;
 mod init;
 mod operator;

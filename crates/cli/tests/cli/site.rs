@@ -177,6 +177,11 @@ impl Site {
         Ran::new(arguments, self.greenlight(arguments).output().unwrap())
     }
 
+    /// Runs it to its end as somebody else.
+    pub(crate) fn run_as(&self, user: &str, arguments: &[&str]) -> Ran {
+        Ran::new(arguments, self.greenlight(arguments).env("USER", user).output().unwrap())
+    }
+
     /// Starts the program and leaves it running.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
         let mut command = self.greenlight(arguments);

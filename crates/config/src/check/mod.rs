@@ -21,4 +21,5 @@ pub(crate) fn check(file: &FleetFile, problems: &mut Problems) {
     service::check(file, problems);
     secrets::check(file, problems);
     environment::check(file, problems);
+    crate::gates::check(file, problems);
 }

@@ -102,6 +102,7 @@ impl Site {
             failure_budget: scenario.failure_budget,
             on_failure: scenario.on_failure,
             after: None,
+            gates: Default::default(),
             standby: scenario.standby.iter().map(|host| hosts[*host].clone()).collect(),
             balancers: balancers
                 .iter()

@@ -134,6 +134,7 @@ impl Fleet {
             failure_budget: self.failure_budget,
             on_failure: self.on_failure,
             after: None,
+            gates: Default::default(),
             standby: self.standby.split_whitespace().map(host).collect(),
             balancers,
             timeouts: Timeouts::default(),

@@ -143,6 +143,7 @@ impl Trial<'_> {
         match body {
             // Every controller here shares the log, so that none adopts anything; nobody settles a migration by hand.
             RecordBody::ReleaseMarked { .. }
+            | RecordBody::EvidenceAdded { .. }
             | RecordBody::RolloutAdopted { .. }
             | RecordBody::MigrationDone { .. } => {}
             RecordBody::RolloutStarted { plan, .. } => self.started(plan),
