@@ -437,6 +437,9 @@ pub(crate) struct Router {
     /// Where each request is logged, as JSON lines.
     #[arg(long, value_name = "PATH")]
     pub(crate) access_log: Option<PathBuf>,
+    /// Where Prometheus may read the counts: `GET /metrics`. Whoever reaches it may read.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Do not count requests by release and route: a canary cannot be judged then.
     #[arg(long)]
     pub(crate) no_counts: bool,

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::affinity::Affinity;
-use crate::balance::{Backend, EntrySpec, Random, TableSpec};
+use crate::balance::{Backend, EntrySpec, TableSpec};
 use crate::canary::{
     Alert, AlertRaised, CanaryChange, CanaryStatus, Enabling, Lease, Renewal, millis, validate_lease,
 };
@@ -24,6 +24,7 @@ use crate::counts::{CountRow, CountsBy, CountsRequest, RouterCounts, latency_bou
 use crate::health::keep_checking;
 use crate::keep::Kept;
 use crate::protocol::{ControlAnswer, ControlError, ControlRequest};
+use crate::random::Random;
 use crate::routes::Routes;
 use crate::state::{
     BackendSpec, BackendState, Health, RouterSnapshot, RouterState, StateError, raised, validate_words,
@@ -160,7 +161,7 @@ impl Authority {
     async fn answer(&mut self, request: ControlRequest) -> Result<ControlAnswer, ControlError> {
         match request {
             ControlRequest::Get(_) => {}
-            ControlRequest::Set(next) => self.set(next).await?,
+            ControlRequest::Set(next) => self.set(*next).await?,
             ControlRequest::Backend(change) => {
                 let next = self.state.changed(change)?;
                 next.permitted_by(self.alert.as_ref())?;
@@ -300,6 +301,10 @@ impl Authority {
             is_trial: self.state.canary.is_some(),
             affinity: Affinity::new(self.state.sticky.as_ref(), self.state.tester.as_ref()),
             routes: Arc::clone(&self.routes),
+            slow_start: Duration::from_millis(self.state.slow_start_ms),
+            passive: self.state.passive,
+            maintenance: self.state.maintenance.clone(),
+            pause: self.state.pause.clone(),
         });
         let mut waiting = Vec::new();
         for worker in &self.workers {
@@ -334,7 +339,7 @@ impl Authority {
                 let stays = checked && !begins && old.health == spec.health;
                 (member.backend, member.checker.filter(|_| stays))
             }
-            None => (Arc::new(Backend::new(spec, self.workers.len())), None),
+            None => (Arc::new(Backend::new(spec, self.workers.len(), self.setup.started)), None),
         };
         let checker = checker.or_else(|| {
             backend.set_health(Health::Checking, None);

@@ -7,20 +7,24 @@
 //! to one of that arm's backends by weight. A stable backend takes what the canary cannot, never the other way round.
 
 use std::cell::{Cell, RefCell};
-use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::affinity::{Affinity, Wish, hash, mix};
-use crate::canary::WHOLE_PER_MILLE;
+use crate::canary::{WHOLE_PER_MILLE, millis};
 use crate::pool::Pool;
+use crate::random::{Random, attraction, below};
 use crate::routes::Routes;
-use crate::state::{BackendSpec, BackendState, BackendStatus, Health, MAX_HEALTH_DETAIL_BYTES};
+use crate::standing::{MaintenancePage, Pause};
+use crate::state::{
+    BackendSpec, BackendState, BackendStatus, Health, MAX_HEALTH_DETAIL_BYTES, PassiveHealth,
+};
 use crate::tally::Tally;
 
 /// A backend as all workers know it. It lives for as long as its name and address stay in the state.
@@ -32,6 +36,14 @@ pub(crate) struct Backend {
     health_detail: Mutex<Option<String>>,
     /// Failed connections of requests in a row, over all workers.
     connect_failures_in_a_row: AtomicU32,
+    /// Bad answers to requests in a row, over all workers.
+    errors_in_a_row: AtomicU32,
+    /// Left out until then, in milliseconds since the router began; 0 when it never was.
+    out_until_ms: AtomicU64,
+    /// When it last came up, in milliseconds since the router began.
+    up_since_ms: AtomicU64,
+    /// When the router began.
+    started: Instant,
     /// Wakes the checker before its interval is over.
     pub(crate) check_now: Notify,
     slots: Box<[Slot]>,
@@ -54,13 +66,17 @@ const UP: u8 = 1;
 const DOWN: u8 = 2;
 
 impl Backend {
-    pub(crate) fn new(spec: &BackendSpec, workers: usize) -> Self {
+    pub(crate) fn new(spec: &BackendSpec, workers: usize, started: Instant) -> Self {
         Self {
             name: spec.name.as_str().into(),
             address: spec.address,
             health: AtomicU8::new(CHECKING),
             health_detail: Mutex::new(None),
             connect_failures_in_a_row: AtomicU32::new(0),
+            errors_in_a_row: AtomicU32::new(0),
+            out_until_ms: AtomicU64::new(0),
+            up_since_ms: AtomicU64::new(0),
+            started,
             check_now: Notify::new(),
             slots: (0..workers).map(|_| Slot::default()).collect(),
         }
@@ -86,6 +102,9 @@ impl Backend {
         };
         if health == Health::Up {
             self.connect_failures_in_a_row.store(0, Relaxed);
+            if self.health.load(Relaxed) != UP {
+                self.up_since_ms.store(millis(self.started.elapsed()), Relaxed);
+            }
         }
         let detail = detail.map(|mut text| {
             text.truncate(text.floor_char_boundary(MAX_HEALTH_DETAIL_BYTES));
@@ -111,12 +130,32 @@ impl Backend {
         }
     }
 
+    /// How a request ended: whether its answer was good.
+    pub(crate) fn judged(&self, is_good: bool, passive: Option<PassiveHealth>) {
+        let Some(passive) = passive else { return };
+        if is_good {
+            if self.errors_in_a_row.load(Relaxed) != 0 {
+                self.errors_in_a_row.store(0, Relaxed);
+            }
+        } else if self.errors_in_a_row.fetch_add(1, Relaxed).saturating_add(1) >= passive.errors_in_a_row {
+            self.errors_in_a_row.store(0, Relaxed);
+            self.out_until_ms.store(millis(self.started.elapsed()).saturating_add(passive.out_ms), Relaxed);
+        }
+    }
+
+    /// Whether it is left out because of what it answered.
+    pub(crate) fn is_left_out(&self, now: Duration) -> bool {
+        let until = self.out_until_ms.load(Relaxed);
+        until != 0 && millis(now) < until
+    }
+
     pub(crate) fn status(&self, spec: &BackendSpec) -> BackendStatus {
         let sum = |of: fn(&Slot) -> &AtomicU64| self.slots.iter().map(|slot| of(slot).load(Relaxed)).sum();
         let health = self.health();
         BackendStatus {
             spec: spec.clone(),
             health,
+            is_left_out: self.is_left_out(self.started.elapsed()),
             health_detail: match health {
                 Health::Down => self.health_detail.lock().unwrap_or_else(PoisonError::into_inner).clone(),
                 Health::Checking | Health::Up => None,
@@ -139,6 +178,10 @@ pub(crate) struct TableSpec {
     pub(crate) is_trial: bool,
     pub(crate) affinity: Affinity,
     pub(crate) routes: Arc<Routes>,
+    pub(crate) slow_start: Duration,
+    pub(crate) passive: Option<PassiveHealth>,
+    pub(crate) maintenance: Option<MaintenancePage>,
+    pub(crate) pause: Option<Pause>,
 }
 
 /// One backend of a [`TableSpec`].
@@ -176,7 +219,21 @@ impl Entry {
     pub(crate) fn is_canary(&self) -> bool {
         self.is_canary.get()
     }
+
+    /// Its weight, a tenth of it when it has just come up, in thousandths so that small weights rise too.
+    fn weight_at(&self, now: Duration, slow_start: Duration) -> u64 {
+        let whole = u64::from(self.weight.get()) * WHOLE_WEIGHT;
+        if slow_start.is_zero() {
+            return whole;
+        }
+        let since = millis(now).saturating_sub(self.backend.up_since_ms.load(Relaxed));
+        let part = since.saturating_mul(WHOLE_WEIGHT) / millis(slow_start).max(1);
+        u64::from(self.weight.get()) * part.clamp(WHOLE_WEIGHT / 10, WHOLE_WEIGHT)
+    }
 }
+
+/// What a weight is multiplied by, for the steps of a slow start.
+const WHOLE_WEIGHT: u64 = 1000;
 
 /// The backends of one worker. `ready` are those that take requests.
 #[derive(Debug, Default)]
@@ -184,6 +241,7 @@ pub(crate) struct Table {
     all: Vec<Rc<Entry>>,
     ready: Vec<Rc<Entry>>,
     is_trial: bool,
+    slow_start: Duration,
 }
 
 /// What decided where a request goes.
@@ -210,7 +268,7 @@ impl Table {
     /// The table for `spec`, which keeps the connections of the backends that stay. Idle connections to those that
     /// take no requests any more are closed: a server that stops gracefully would wait for them.
     pub(crate) fn next(&self, spec: &TableSpec, max_idle: usize) -> Self {
-        let mut next = Self { is_trial: spec.is_trial, ..Self::default() };
+        let mut next = Self { is_trial: spec.is_trial, slow_start: spec.slow_start, ..Self::default() };
         for given in &spec.entries {
             let tally = || {
                 let (name, release) = (&given.backend.name, given.release.clone());
@@ -250,42 +308,44 @@ impl Table {
         self.all.iter().map(|entry| entry.tally())
     }
 
-    /// Chooses among the ready backends that are not in `tried`: the arm first, then by weight among those that are up;
-    /// when none is up, among those whose first check has not ended. `share_per_mille` is the canary's, in force now.
+    /// Chooses among the ready backends that are not in `tried`: the arm first, then by weight among those that are up and
+    /// not left out; when there is none, among those that are left out, and then those whose first check has not ended.
     pub(crate) fn choose(
         &self,
         random: &Random,
+        now: Duration,
         share_per_mille: u32,
         wish: Wish,
         tried: &[Rc<Entry>],
     ) -> Option<(&Rc<Entry>, Reason)> {
         let by = if wish.key.is_some() { Reason::Sticky } else { Reason::Weight };
+        let from = |arm| self.choose_from(arm, random, now, wish.key, tried);
         if !self.is_trial {
-            return self.choose_from(Arm::All, random, wish.key, tried).map(|entry| (entry, by));
+            return from(Arm::All).map(|entry| (entry, by));
         }
         if wish.is_tester {
             // Whoever looks at the candidate shall not be shown something else.
-            return self
-                .choose_from(Arm::Canary, random, wish.key, tried)
-                .map(|entry| (entry, Reason::Tester));
+            return from(Arm::Canary).map(|entry| (entry, Reason::Tester));
         }
         let of_canary = match (share_per_mille, wish.key) {
             (0, _) => false,
             (share, Some(key)) => below(mix(key), u64::from(WHOLE_PER_MILLE)) < u64::from(share),
             (share, None) => random.below(u64::from(WHOLE_PER_MILLE)) < u64::from(share),
         };
-        let canary = if of_canary { self.choose_from(Arm::Canary, random, wish.key, tried) } else { None };
-        canary.or_else(|| self.choose_from(Arm::Stable, random, wish.key, tried)).map(|entry| (entry, by))
+        let canary = if of_canary { from(Arm::Canary) } else { None };
+        canary.or_else(|| from(Arm::Stable)).map(|entry| (entry, by))
     }
 
     fn choose_from(
         &self,
         arm: Arm,
         random: &Random,
+        now: Duration,
         key: Option<u64>,
         tried: &[Rc<Entry>],
     ) -> Option<&Rc<Entry>> {
-        [Health::Up, Health::Checking].into_iter().find_map(|health| {
+        let preferences = [(Health::Up, false), (Health::Up, true), (Health::Checking, false)];
+        preferences.into_iter().find_map(|(health, is_left_out)| {
             let candidates = || {
                 self.ready.iter().filter(move |entry| {
                     let is_of_arm = match arm {
@@ -295,20 +355,22 @@ impl Table {
                     };
                     is_of_arm
                         && entry.backend.health() == health
+                        && (health != Health::Up || entry.backend.is_left_out(now) == is_left_out)
                         && !tried.iter().any(|other| Rc::ptr_eq(other, entry))
                 })
             };
+            let weight = |entry: &Entry| entry.weight_at(now, self.slow_start);
             if let Some(key) = key {
-                let place = |entry: &Rc<Entry>| attraction(key ^ entry.name_hash, entry.weight.get());
+                let place = |entry: &Rc<Entry>| attraction(key ^ entry.name_hash, weight(entry));
                 return candidates().max_by(|one, other| place(one).total_cmp(&place(other)));
             }
-            let total: u64 = candidates().map(|entry| u64::from(entry.weight.get())).sum();
+            let total: u64 = candidates().map(|entry| weight(entry)).sum();
             if total == 0 {
                 return None;
             }
             let mut point = random.below(total);
             candidates().find(|entry| {
-                let weight = u64::from(entry.weight.get());
+                let weight = weight(entry);
                 let found = point < weight;
                 point = point.saturating_sub(weight);
                 found
@@ -317,51 +379,11 @@ impl Table {
     }
 
     /// Closes connections to backends that have been idle for too long.
-    pub(crate) fn close_idle(&self, before: std::time::Duration) {
+    pub(crate) fn close_idle(&self, before: Duration) {
         for entry in &self.all {
             entry.pool.close_idle(before);
         }
     }
-}
-
-/// A small generator of one worker. Not for secrets: it splits traffic and makes request ids.
-#[derive(Debug)]
-pub(crate) struct Random(Cell<u64>);
-
-impl Random {
-    /// Seeded from the process's hash keys, which the system's generator made.
-    pub(crate) fn seeded() -> Self {
-        Self::from_seed(std::collections::hash_map::RandomState::new().build_hasher().finish())
-    }
-
-    pub(crate) fn from_seed(seed: u64) -> Self {
-        Self(Cell::new(seed))
-    }
-
-    /// splitmix64: every state is good, and one addition and three mixes make a value.
-    pub(crate) fn next(&self) -> u64 {
-        let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.0.set(state);
-        mix(state)
-    }
-
-    fn below(&self, limit: u64) -> u64 {
-        below(self.next(), limit)
-    }
-}
-
-/// A random word as a value below `limit`, by multiplication: the bias is under 2⁻³² for every sum of weights.
-fn below(word: u64, limit: u64) -> u64 {
-    // The high half of the product is below `limit`.
-    ((u128::from(word) * u128::from(limit)) >> 64) as u64
-}
-
-/// How much a key is drawn to a backend: the largest wins (weighted rendezvous hashing; Schindelhauer and Schomaker,
-/// "Weighted Distributed Hash Tables", 2005). Each backend gets keys by its weight, and when one goes only its own move.
-fn attraction(key_and_name: u64, weight: u32) -> f64 {
-    // 53 bits make a number between 0 and 1 that is neither.
-    let unit = ((mix(key_and_name) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-    f64::from(weight) / -unit.ln()
 }
 
 #[cfg(test)]
@@ -380,7 +402,7 @@ mod tests {
                     release: None,
                     health: None,
                 };
-                let backend = Arc::new(Backend::new(&spec, 1));
+                let backend = Arc::new(Backend::new(&spec, 1, Instant::now()));
                 backend.set_health(health, None);
                 EntrySpec {
                     backend,
@@ -397,6 +419,10 @@ mod tests {
             is_trial: !canary.is_empty(),
             affinity: Affinity::default(),
             routes: Arc::default(),
+            slow_start: Duration::ZERO,
+            passive: None,
+            maintenance: None,
+            pause: None,
         }
     }
 
@@ -415,7 +441,7 @@ mod tests {
         let random = Random::from_seed(1);
         let mut counts = vec![0; table.all.len()];
         for number in 0..10_000 {
-            if let Some((chosen, _)) = table.choose(&random, share, wish(number), tried) {
+            if let Some((chosen, _)) = table.choose(&random, Duration::ZERO, share, wish(number), tried) {
                 counts[table.all.iter().position(|entry| Rc::ptr_eq(entry, chosen)).unwrap()] += 1;
             }
         }
@@ -476,7 +502,7 @@ mod tests {
     fn a_key_stays_where_it_is() {
         let place = |table: &Table, share, number| {
             let random = Random::from_seed(number);
-            let (entry, reason) = table.choose(&random, share, keyed(number), &[]).unwrap();
+            let (entry, reason) = table.choose(&random, Duration::ZERO, share, keyed(number), &[]).unwrap();
             assert_eq!(reason, Reason::Sticky);
             entry.backend.name.to_string()
         };
@@ -527,5 +553,51 @@ mod tests {
         backend.connect_failed(2, "refused");
         assert_eq!(backend.health(), Down);
         assert!(backend.health_detail.lock().unwrap().as_ref().unwrap().contains("refused"));
+    }
+
+    /// How many of 10,000 choices at `now` fall on each backend.
+    fn split_at(table: &Table, now: Duration) -> Vec<u32> {
+        let random = Random::from_seed(1);
+        let mut counts = vec![0; table.all.len()];
+        for _ in 0..10_000 {
+            let (chosen, _) = table.choose(&random, now, 0, NO_WISH, &[]).unwrap();
+            counts[table.all.iter().position(|entry| Rc::ptr_eq(entry, chosen)).unwrap()] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn a_backend_that_comes_up_starts_slowly() {
+        let slow = TableSpec {
+            slow_start: Duration::from_secs(10),
+            ..spec(&[("a", 1, Ready, Up), ("b", 1, Ready, Up)], "")
+        };
+        let table = Table::default().next(&slow, 8);
+        table.all[1].backend.up_since_ms.store(100_000, Relaxed);
+        for (second, share) in [(100, 0.1 / 1.1), (105, 0.5 / 1.5), (110, 0.5), (500, 0.5)] {
+            let counts = split_at(&table, Duration::from_secs(second));
+            let expected = 10_000.0 * share;
+            assert!((f64::from(counts[1]) - expected).abs() < 200.0, "{second}: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_backend_with_bad_answers_in_a_row_is_left_out_for_a_while_unless_all_are() {
+        let table = table(&[("a", 1, Ready, Up), ("b", 1, Ready, Up)]);
+        let (a, b) = (&table.all[0].backend, &table.all[1].backend);
+        let passive = Some(PassiveHealth { errors_in_a_row: 3, out_ms: 60_000 });
+        let now = Duration::from_secs(1);
+        let judge = |backend: &Backend, good: &[bool]| {
+            good.iter().for_each(|is_good| backend.judged(*is_good, passive));
+        };
+        judge(a, &[false, false, true, false, false]);
+        assert!(!a.is_left_out(now));
+        judge(a, &[false]);
+        assert!(a.is_left_out(now));
+        assert_eq!(split_at(&table, now)[0], 0);
+        assert!(split_at(&table, Duration::from_secs(100))[0] > 4000, "it is back");
+        judge(b, &[false, false, false]);
+        assert!(split_at(&table, now)[0] > 4000, "the last ones are not left out");
+        b.judged(false, None);
     }
 }

@@ -78,7 +78,7 @@ impl RouterClient {
     /// # Errors
     /// When the router cannot be reached, or refuses: [`RouterClientError::Refused`].
     pub async fn set(&self, state: RouterState) -> Result<RouterSnapshot, RouterClientError> {
-        self.call(&ControlRequest::Set(state)).await
+        self.call(&ControlRequest::Set(Box::new(state))).await
     }
 
     /// Changes one backend. When this returns, every core follows it.

@@ -32,6 +32,8 @@ pub struct RouterConfig {
     pub control: PathBuf,
     /// Where access log lines are appended, if anywhere.
     pub access_log: Option<PathBuf>,
+    /// Where Prometheus may read the counts (`GET /metrics`), if anywhere. Whoever reaches it may read.
+    pub metrics: Option<SocketAddr>,
     /// Whether requests are counted by release and route.
     pub counts: bool,
     /// Where the state is kept over a restart, if anywhere. What is there when the router starts is used instead of the
@@ -55,6 +57,7 @@ impl RouterConfig {
             workers: 0,
             control,
             access_log: None,
+            metrics: None,
             counts: true,
             keep: None,
             trust_forwarded: false,

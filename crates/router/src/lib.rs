@@ -14,6 +14,8 @@
 //! - Bodies stream both ways with backpressure. Every queue, size and wait has a limit.
 //! - A canary's share is a ceiling and a lease; an alert takes it back on every core before it is acknowledged, until a
 //!   person enables it again: see `canary`.
+//! - A maintenance page or a bounded pause holds every request; none is lost when a pause ends in time.
+//! - A backend starts slowly, and is left out for a while after bad answers in a row, where the state says so; never all.
 //! - The access log never holds a request back, and holds neither queries nor headers but the request id.
 //!
 //! # What it does not do
@@ -55,12 +57,15 @@ mod exchange;
 mod headers;
 mod health;
 mod keep;
+mod metrics;
 mod pool;
 mod protocol;
 mod proxy;
+mod random;
 mod request;
 mod router;
 mod routes;
+mod standing;
 mod state;
 mod tally;
 mod watch;
@@ -83,9 +88,10 @@ pub use counts::{
 pub use protocol::{ControlError, ControlErrorKind};
 pub use router::{Router, RouterError, RouterHandle, ShutdownReport, run_until};
 pub use routes::{MAX_ROUTE_BYTES, MAX_ROUTES, OTHER_ROUTE};
+pub use standing::{MAX_PAGE_BYTES, MAX_PAUSE_MS, MAX_PAUSED, MaintenancePage, Pause};
 pub use state::{
     BackendChange, BackendSpec, BackendState, BackendStatus, Health, MAX_BACKENDS, MAX_HEALTH_DETAIL_BYTES,
-    MAX_HEALTH_PATH_BYTES, MAX_NAME_BYTES, MAX_RELEASE_BYTES, MAX_WEIGHT, RouterSnapshot, RouterState,
-    StateError,
+    MAX_HEALTH_PATH_BYTES, MAX_NAME_BYTES, MAX_OUT_MS, MAX_RELEASE_BYTES, MAX_SLOW_START_MS, MAX_WEIGHT,
+    PassiveHealth, RouterSnapshot, RouterState, StateError,
 };
 pub use wire::findings as wire_findings;

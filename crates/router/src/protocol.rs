@@ -33,7 +33,7 @@ pub(crate) const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ControlRequest {
     Get(Nothing),
-    Set(RouterState),
+    Set(Box<RouterState>),
     Backend(BackendChange),
     Canary(CanaryChange),
     Renew(Renewal),
@@ -134,7 +134,7 @@ mod tests {
             (r#"{"get":{}}"#, ControlRequest::Get(Nothing {})),
             (
                 r#"{"set":{"generation":2,"backends":[]}}"#,
-                ControlRequest::Set(RouterState::new(2, Vec::new())),
+                ControlRequest::Set(RouterState::new(2, Vec::new()).into()),
             ),
             (
                 r#"{"backend":{"name":"a","state":"drain"}}"#,
@@ -202,6 +202,7 @@ mod tests {
                 health: Some(format!("/{}", "\\".repeat(MAX_HEALTH_PATH_BYTES - 1))),
             },
             health: Health::Down,
+            is_left_out: true,
             health_detail: Some("\\".repeat(MAX_HEALTH_DETAIL_BYTES)),
             sessions: u64::MAX,
             requests: u64::MAX,

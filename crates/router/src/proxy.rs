@@ -24,6 +24,7 @@ use crate::exchange::{Exchange, ExchangeError, RequestBody, Session};
 use crate::request::{
     Checked, Framing, Origin, Refusal, RequestId, check, is_idempotent, is_websocket, write_head,
 };
+use crate::standing::MaintenancePage;
 use crate::watch::{Phase, Watch};
 use crate::wire::Findings;
 use crate::worker::Worker;
@@ -100,6 +101,15 @@ async fn route(
     mut record: Record,
 ) -> Response<AnswerBody> {
     let worker = &client.worker;
+    if let Some(page) = worker.maintenance() {
+        return in_maintenance(client, &page, body, record).await;
+    }
+    if !worker.pass_pause().await {
+        return unavailable(client, "requests are paused here; too many wait, or for too long", body, record)
+            .await;
+    }
+    // The pause is not the backend's time.
+    client.watch.touch();
     let (wish, route) = worker.place(parts);
     record.is_counted = worker.is_counting && !wish.is_tester;
     record.route = route;
@@ -157,6 +167,7 @@ async fn route(
                     exchange.session().slot().answers_5xx.fetch_add(1, Relaxed);
                 }
                 record.answered(head.status.as_u16());
+                worker.judged(&entry, !head.status.is_server_error());
                 let mut answer = Response::new(());
                 *answer.status_mut() = head.status;
                 *answer.headers_mut() = head.headers;
@@ -186,6 +197,7 @@ async fn route(
                 let Some(unsent) = exchange.into_retry(&error, idempotent) else {
                     if error.is_of_backend() {
                         slot.errors.fetch_add(1, Relaxed);
+                        worker.judged(&entry, false);
                         record.failed();
                     }
                     let answer = failed(&error, record);
@@ -201,13 +213,50 @@ async fn route(
         }
     }
     worker.counts.unrouted.fetch_add(1, Relaxed);
-    let whole = match body {
-        Some(body) => body.discard(DISCARD_BYTES, &client.watch).await,
-        None => true,
-    };
-    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "no backend can take this request now", record);
+    unavailable(client, "no backend can take this request now", body, record).await
+}
+
+/// The answer when a request is not given to any backend. The connection stays if the rest of the body is short.
+async fn unavailable(
+    client: &Client,
+    why: &str,
+    body: Option<RequestBody>,
+    record: Record,
+) -> Response<AnswerBody> {
+    let whole = discard(client, body).await;
+    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, why, record);
     answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
     if whole { answer } else { closing(answer) }
+}
+
+/// The same with the page of a maintenance.
+async fn in_maintenance(
+    client: &Client,
+    page: &MaintenancePage,
+    body: Option<RequestBody>,
+    mut record: Record,
+) -> Response<AnswerBody> {
+    let whole = discard(client, body).await;
+    record.answered(StatusCode::SERVICE_UNAVAILABLE.as_u16());
+    let mut answer = Response::new(AnswerBody::whole(Bytes::from(page.body.clone()), record));
+    *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let headers = answer.headers_mut();
+    // Both were looked at when the state was set.
+    if let Ok(content_type) = HeaderValue::from_str(&page.content_type) {
+        headers.insert(header::CONTENT_TYPE, content_type);
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(seconds) = page.retry_after_seconds {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if whole { answer } else { closing(answer) }
+}
+
+async fn discard(client: &Client, body: Option<RequestBody>) -> bool {
+    match body {
+        Some(body) => body.discard(DISCARD_BYTES, &client.watch).await,
+        None => true,
+    }
 }
 
 async fn connect(worker: &Worker, session: &Session) -> io::Result<TcpStream> {

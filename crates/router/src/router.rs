@@ -17,6 +17,7 @@ use crate::canary::Lease;
 use crate::config::{LISTEN_BACKLOG, MAX_WORKERS, RouterConfig};
 use crate::control::ControlSocket;
 use crate::keep::Kept;
+use crate::metrics;
 use crate::protocol::{ControlAnswer, ControlError, ControlRequest, Nothing};
 use crate::state::{BackendChange, RouterSnapshot, RouterState, StateError};
 use crate::worker::{self, WorkerCounts, WorkerSetup};
@@ -91,6 +92,7 @@ pub struct Router;
 #[derive(Debug)]
 pub struct RouterHandle {
     local_addr: SocketAddr,
+    metrics_addr: Option<SocketAddr>,
     commands: mpsc::Sender<Command>,
     /// Its end tells the control thread that the handle is gone.
     _alive: oneshot::Sender<()>,
@@ -133,6 +135,16 @@ impl Router {
             .first()
             .map_or(Ok(config.listen), TcpListener::local_addr)
             .map_err(|source| RouterError::Listen { address: config.listen, source })?;
+        let metrics = match config.metrics {
+            Some(address) => {
+                let failed = |source| RouterError::Listen { address, source };
+                let listener = TcpListener::bind(address).map_err(failed)?;
+                let local = listener.local_addr().map_err(failed)?;
+                Some((listener, local))
+            }
+            None => None,
+        };
+        let (metrics, metrics_addr) = metrics.unzip();
         let control = ControlSocket::bind(&config.control)
             .map_err(|source| RouterError::Control { path: config.control.clone(), source })?;
         let dropped = Arc::new(AtomicU64::new(0));
@@ -159,6 +171,7 @@ impl Router {
         let dispatcher = Dispatcher {
             state,
             kept,
+            metrics,
             links,
             threads,
             setup,
@@ -173,7 +186,7 @@ impl Router {
             .spawn(move || dispatcher.run(&ready))
             .map_err(thread)?;
         begun.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())).map_err(thread)?;
-        Ok(RouterHandle { local_addr, commands, _alive: alive })
+        Ok(RouterHandle { local_addr, metrics_addr, commands, _alive: alive })
     }
 }
 
@@ -182,6 +195,12 @@ impl RouterHandle {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where Prometheus reads, if anywhere.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
     }
 
     /// Reads the router back.
@@ -197,7 +216,7 @@ impl RouterHandle {
     /// # Errors
     /// When the generation is stale or in force with other content, or the state is not legal. Nothing was changed.
     pub async fn set(&self, state: RouterState) -> Result<RouterSnapshot, ControlError> {
-        self.command(ControlRequest::Set(state)).await
+        self.command(ControlRequest::Set(Box::new(state))).await
     }
 
     /// Changes one backend and raises the generation by one. When this returns, every core follows it.
@@ -257,6 +276,7 @@ pub fn run_until(
 struct Dispatcher {
     state: RouterState,
     kept: Option<Kept>,
+    metrics: Option<TcpListener>,
     links: Vec<WorkerLink>,
     threads: Vec<JoinHandle<()>>,
     setup: AuthoritySetup,
@@ -268,7 +288,8 @@ struct Dispatcher {
 
 impl Dispatcher {
     fn run(self, ready: &std::sync::mpsc::Sender<io::Result<()>>) {
-        let Self { state, kept, links, threads, setup, mut control, commands, received, gone } = self;
+        let Self { state, kept, metrics, links, threads, setup, mut control, commands, received, gone } =
+            self;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -278,10 +299,14 @@ impl Dispatcher {
             Err(error) => return drop(ready.send(Err(error))),
         };
         let begun: io::Result<Authority> = runtime.block_on(async {
-            let serving = control.serve(commands)?;
+            let serving = control.serve(commands.clone())?;
+            let metrics = metrics.map(|listener| metrics::serve(listener, commands)).transpose()?;
             let authority = Authority::begin(state, kept, links, setup).await;
             let authority = authority.map_err(io::Error::other)?;
             tokio::task::spawn_local(serving);
+            if let Some(metrics) = metrics {
+                tokio::task::spawn_local(metrics);
+            }
             Ok(authority)
         });
         let authority = match begun {

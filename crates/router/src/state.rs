@@ -11,6 +11,7 @@ use crate::canary::{
     Alert, AlertRaised, CanaryChange, CanarySpec, CanaryStatus, Conclusion, MAX_REASON_BYTES,
 };
 use crate::routes::Routes;
+use crate::standing::{MaintenancePage, Pause};
 
 /// More backends than this in one state are refused: a choice walks over all of them.
 pub const MAX_BACKENDS: usize = 1024;
@@ -24,6 +25,11 @@ pub const MAX_HEALTH_PATH_BYTES: usize = 512;
 pub const MAX_HEALTH_DETAIL_BYTES: usize = 256;
 /// Largest weight. The sum over [`MAX_BACKENDS`] stays far inside 64 bits.
 pub const MAX_WEIGHT: u32 = 1_000_000;
+
+/// Longest slow start, in milliseconds.
+pub const MAX_SLOW_START_MS: u64 = 10 * 60 * 1000;
+/// Longest time that passive health leaves a backend out, in milliseconds.
+pub const MAX_OUT_MS: u64 = 10 * 60 * 1000;
 
 /// The whole desired state. It replaces what was there; connections and requests in flight are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +53,33 @@ pub struct RouterState {
     /// Route templates by which requests are counted: `/users/{id}`, `/static/*`. The first that matches counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<String>,
+    /// When a backend comes up its weight rises from a tenth to the whole over this time, in milliseconds. 0: at once.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub slow_start_ms: u64,
+    /// Backends whose answers to clients fail are left out for a while, whatever the checks say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive: Option<PassiveHealth>,
+    /// Answers everything with a page instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<MaintenancePage>,
+    /// Lets requests wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<Pause>,
+}
+
+/// When a backend is left out because of what it answers to clients. Never the last one: when all are left out, all take
+/// requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PassiveHealth {
+    /// After so many requests in a row that got a status of 500 or more, or no answer.
+    pub errors_in_a_row: u32,
+    /// For so long, in milliseconds.
+    pub out_ms: u64,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// One backend as it should be.
@@ -153,6 +186,9 @@ pub struct BackendStatus {
     pub spec: BackendSpec,
     /// What the checks say.
     pub health: Health,
+    /// It is left out now because of what it answered to clients.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_left_out: bool,
     /// Why it is down, as a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_detail: Option<String>,
@@ -240,7 +276,18 @@ impl RouterState {
     /// A state of these backends and nothing else.
     #[must_use]
     pub fn new(generation: u64, backends: Vec<BackendSpec>) -> Self {
-        Self { generation, backends, canary: None, sticky: None, tester: None, routes: Vec::new() }
+        Self {
+            generation,
+            backends,
+            canary: None,
+            sticky: None,
+            tester: None,
+            routes: Vec::new(),
+            slow_start_ms: 0,
+            passive: None,
+            maintenance: None,
+            pause: None,
+        }
     }
 
     /// Checks names, weights, labels, paths and the rest.
@@ -300,6 +347,19 @@ impl RouterState {
         }
         self.sticky.as_ref().map_or(Ok(()), RequestKey::validate)?;
         self.tester.as_ref().map_or(Ok(()), TesterSpec::validate)?;
+        self.maintenance.as_ref().map_or(Ok(()), MaintenancePage::validate)?;
+        self.pause.as_ref().map_or(Ok(()), Pause::validate)?;
+        if self.slow_start_ms > MAX_SLOW_START_MS {
+            return Err(format!(
+                "a slow start of {} ms is more than {MAX_SLOW_START_MS} ms",
+                self.slow_start_ms
+            ));
+        }
+        if let Some(passive) = &self.passive
+            && (passive.errors_in_a_row == 0 || !(1..=MAX_OUT_MS).contains(&passive.out_ms))
+        {
+            return Err(format!("passive health needs at least 1 error in a row, and 1 to {MAX_OUT_MS} ms"));
+        }
         Routes::new(&self.routes).map(drop)
     }
 

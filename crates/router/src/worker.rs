@@ -23,11 +23,13 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::access_log::{LogSender, WorkerLog};
 use crate::affinity::Wish;
-use crate::balance::{Entry, Random, Reason, Table, TableSpec};
+use crate::balance::{Entry, Reason, Table, TableSpec};
 use crate::canary::Lease;
 use crate::config::{Limits, MAX_REQUEST_HEAD_BYTES, RouterConfig};
 use crate::counts::CountRow;
 use crate::proxy::{Client, Tunnel, serve};
+use crate::random::Random;
+use crate::standing::MaintenancePage;
 use crate::watch::{Clock, Phase, TICK, Watch, Watches};
 use crate::wire::CheckedStream;
 
@@ -93,6 +95,11 @@ pub(crate) struct Worker {
     lease: Arc<Lease>,
     table: RefCell<Table>,
     spec: RefCell<Option<Arc<TableSpec>>>,
+    /// Another state was applied.
+    applied: Notify,
+    /// Requests that wait in a pause.
+    paused: Cell<usize>,
+    workers: usize,
     watches: Watches,
     open: Cell<usize>,
     max_open: usize,
@@ -116,19 +123,72 @@ impl Worker {
     pub(crate) fn choose(&self, wish: Wish, tried: &[Rc<Entry>]) -> Option<(Rc<Entry>, Reason)> {
         let share = self.lease.share_per_mille(self.clock.now());
         let table = self.table.borrow();
-        let (entry, reason) = table.choose(&self.random, share, wish, tried)?;
+        let (entry, reason) = table.choose(&self.random, self.clock.now(), share, wish, tried)?;
         Some((Rc::clone(entry), reason))
+    }
+
+    /// The page that answers every request now, if one does.
+    pub(crate) fn maintenance(&self) -> Option<MaintenancePage> {
+        self.spec.borrow().as_ref().and_then(|spec| spec.maintenance.clone())
+    }
+
+    /// How a backend's answer to a request was.
+    pub(crate) fn judged(&self, entry: &Entry, is_good: bool) {
+        let passive = self.spec.borrow().as_ref().and_then(|spec| spec.passive);
+        entry.backend.judged(is_good, passive);
+    }
+
+    /// Waits while requests are to wait. Whether this one may go on; if not, it waited too long or was one too many.
+    pub(crate) async fn pass_pause(&self) -> bool {
+        let is_paused = || self.spec.borrow().as_ref().is_some_and(|spec| spec.pause.is_some());
+        let Some(pause) = self.spec.borrow().as_ref().and_then(|spec| spec.pause.clone()) else {
+            return true;
+        };
+        let waiting = Waiting::new(&self.paused);
+        if self.paused.get() > pause.max_requests.div_ceil(self.workers) {
+            return false;
+        }
+        let over = async {
+            loop {
+                // Asked for before the look, or a change between both would be missed.
+                let applied = self.applied.notified();
+                if !is_paused() || self.stopping.get() {
+                    return;
+                }
+                applied.await;
+            }
+        };
+        let ended = timeout(Duration::from_millis(pause.max_wait_ms), over).await.is_ok();
+        drop(waiting);
+        ended
     }
 
     fn apply(&self, spec: Arc<TableSpec>) {
         let next = self.table.borrow().next(&spec, self.limits.max_idle_per_backend);
         self.table.replace(next);
         self.spec.replace(Some(spec));
+        self.applied.notify_waiters();
     }
 
     fn counts(&self) -> Vec<CountRow> {
         let now = Instant::now();
         self.table.borrow().tallies().flat_map(|tally| tally.rows(now)).collect()
+    }
+}
+
+/// A request that waits in a pause, for as long as this lives.
+struct Waiting<'a>(&'a Cell<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -164,6 +224,9 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
             lease,
             table: RefCell::default(),
             spec: RefCell::default(),
+            applied: Notify::new(),
+            paused: Cell::new(0),
+            workers,
             watches: Watches::default(),
             open: Cell::new(0),
             max_open: config.limits.max_connections.div_ceil(workers).max(1),
@@ -198,6 +261,7 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
             accepting.abort();
         }
         worker.stopping.set(true);
+        worker.applied.notify_waiters();
         worker.watches.wake_all();
         if let Some((within, stopped)) = stop {
             let all_closed = async {

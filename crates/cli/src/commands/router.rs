@@ -19,6 +19,7 @@ pub(crate) fn run(router: &Router, printer: &Printer) -> Result<Exit, Failure> {
     let mut config = RouterConfig::new(router.listen, router.control.clone());
     config.access_log.clone_from(&router.access_log);
     config.keep.clone_from(&router.keep);
+    config.metrics = router.metrics;
     config.counts = !router.no_counts;
     config.workers = router.workers.unwrap_or_default();
     let control = router.control.display();
