@@ -35,7 +35,7 @@ pub(crate) struct Record {
     pub(crate) route: usize,
     pub(crate) is_counted: bool,
     pub(crate) chosen_by: Option<Reason>,
-    retried: u32,
+    pub(crate) retried: u32,
     incomplete: bool,
     bytes: u64,
     tally: Option<Rc<Tally>>,

@@ -58,6 +58,13 @@ impl ExchangeError {
     }
 }
 
+/// Where a request may be sent again, with its body.
+#[derive(Debug)]
+pub(crate) enum Retry {
+    Here(Option<RequestBody>),
+    Elsewhere(Option<RequestBody>),
+}
+
 /// A request in flight at a backend, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -306,14 +313,20 @@ impl Exchange {
         &self.session
     }
 
-    /// After `error`: the request body, if the request cannot have been processed and may be sent again.
+    /// After `error`: whether and where the request may be sent again, with its body, of which nothing was taken.
     ///
-    /// That is so when the backend closed an idle connection under the request, and either not one byte of the request
-    /// was taken by this side's kernel, or the method is idempotent; and nothing of the body was taken.
-    pub(crate) fn into_retry(self, error: &ExchangeError, idempotent: bool) -> Option<Option<RequestBody>> {
-        let stale = matches!(error, ExchangeError::ClosedBeforeAnswer) && self.reused;
-        let unprocessed = idempotent || self.accepted_bytes == 0;
-        (stale && !self.body_begun && unprocessed).then_some(self.request_body)
+    /// A connection that was kept and is closed before a byte of an answer most likely was idle too long: the same backend
+    /// is asked over a new one, if the method is idempotent or not one byte of the request was taken by this side's kernel.
+    /// A new connection that breaks is the backend's failure: another one is asked, if the method is idempotent.
+    pub(crate) fn into_retry(self, error: &ExchangeError, idempotent: bool) -> Option<Retry> {
+        if !matches!(error, ExchangeError::ClosedBeforeAnswer) || self.body_begun {
+            return None;
+        }
+        match self.reused {
+            true if idempotent || self.accepted_bytes == 0 => Some(Retry::Here(self.request_body)),
+            false if idempotent => Some(Retry::Elsewhere(self.request_body)),
+            _ => None,
+        }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, watch: &Watch) -> Poll<Result<(), ExchangeError>> {

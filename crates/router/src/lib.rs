@@ -7,9 +7,9 @@
 //! - A change of the state is in force on every core before it is acknowledged, and no connection is dropped for it.
 //!   Generations only rise: an older one is refused, and so is the same one with other content.
 //! - A draining backend gets no new request; those in flight finish and are counted as its sessions.
-//! - A request is sent a second time only when it cannot have been processed: the connection could not be opened, or an
-//!   idle connection was closed under it before a byte of an answer, and the request is idempotent (or not a byte of it
-//!   had left) and nothing of its body had been read.
+//! - A request is sent a second time only when nothing of its body had been read, and it cannot have been processed (the
+//!   connection could not be opened, or an idle one was closed under it before a byte of an answer) or is idempotent. A
+//!   backend that fails with an idempotent request in its hands costs one more attempt at another, not two.
 //! - Requests whose framing two servers could read differently are refused with 400, and the connection is closed.
 //! - Bodies stream both ways with backpressure. Every queue, size and wait has a limit.
 //! - A canary's share is a ceiling and a lease; an alert takes it back on every core before it is acknowledged, until a

@@ -1,7 +1,8 @@
 //! What happens to one request: checked, given to a backend, moved to another where that is safe, answered.
 //!
-//! A request is moved only when it cannot have been processed: the connection could not be opened, or an idle
-//! connection turned out to have been closed (see [`Exchange::into_retry`]). Everything else is answered as it is.
+//! A request is moved when it cannot have been processed: the connection could not be opened, or an idle connection
+//! turned out to have been closed. An idempotent one is moved once more, to another backend, when a backend failed before a
+//! byte of its answer (see [`Exchange::into_retry`]). Everything else is answered as it is.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -20,7 +21,7 @@ use tokio::net::TcpStream;
 use crate::balance::Entry;
 use crate::body::{AnswerBody, Record};
 use crate::config::MAX_ATTEMPTS;
-use crate::exchange::{Exchange, ExchangeError, RequestBody, Session};
+use crate::exchange::{Exchange, ExchangeError, RequestBody, Retry, Session};
 use crate::request::{
     Checked, Framing, Origin, Refusal, RequestId, check, is_idempotent, is_websocket, write_head,
 };
@@ -114,9 +115,12 @@ async fn route(
     record.is_counted = worker.is_counting && !wish.is_tester;
     record.route = route;
     let idempotent = is_idempotent(&parts.method);
-    // A backend whose connection could not be opened is not asked again; one that closed an idle connection is, once,
-    // over a new one.
+    // A backend whose connection could not be opened, or that failed, is not asked again; one that closed an idle
+    // connection is, once, over a new one.
     let mut unreachable: Vec<Rc<Entry>> = Vec::new();
+    // Set when a backend failed with the request in its hands. Only one may: a request that kills what it meets must not
+    // meet all.
+    let mut first_failure: Option<ExchangeError> = None;
     let mut again: Option<Rc<Entry>> = None;
     for _ in 0..MAX_ATTEMPTS {
         let again_here = again.take().filter(|entry| entry.pool.is_open());
@@ -194,23 +198,40 @@ async fn route(
             Err(error) => {
                 let slot = entry.backend.slot(worker.index);
                 let unread = exchange.has_unread_body();
-                let Some(unsent) = exchange.into_retry(&error, idempotent) else {
-                    if error.is_of_backend() {
-                        slot.errors.fetch_add(1, Relaxed);
-                        worker.judged(&entry, false);
-                        record.failed();
+                let retry = exchange.into_retry(&error, idempotent);
+                if let Some(Retry::Here(unsent)) = retry {
+                    // The backend never saw it.
+                    slot.requests.fetch_sub(1, Relaxed);
+                    slot.retries.fetch_add(1, Relaxed);
+                    record.moved();
+                    body = unsent;
+                    again = Some(Rc::clone(&entry));
+                    continue;
+                }
+                if error.is_of_backend() {
+                    slot.errors.fetch_add(1, Relaxed);
+                    worker.judged(&entry, false);
+                    record.failed();
+                }
+                match retry {
+                    Some(Retry::Elsewhere(unsent)) if first_failure.is_none() => {
+                        record.retried += 1;
+                        body = unsent;
+                        first_failure = Some(error);
+                        unreachable.push(entry);
                     }
-                    let answer = failed(&error, record);
-                    return if unread { closing(answer) } else { answer };
-                };
-                // The backend never saw it.
-                slot.requests.fetch_sub(1, Relaxed);
-                slot.retries.fetch_add(1, Relaxed);
-                record.moved();
-                body = unsent;
-                again = Some(Rc::clone(&entry));
+                    _ => {
+                        let answer = failed(&error, record);
+                        return if unread { closing(answer) } else { answer };
+                    }
+                }
             }
         }
+    }
+    if let Some(error) = first_failure {
+        let whole = discard(client, body).await;
+        let answer = failed(&error, record);
+        return if whole { answer } else { closing(answer) };
     }
     worker.counts.unrouted.fetch_add(1, Relaxed);
     unavailable(client, "no backend can take this request now", body, record).await

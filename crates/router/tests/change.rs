@@ -203,6 +203,47 @@ async fn a_request_is_sent_again_only_when_it_was_not_processed() {
 }
 
 #[tokio::test]
+async fn a_backend_that_fails_before_its_answer_costs_no_idempotent_request_but_one_attempt() {
+    let received = Arc::new(AtomicU64::new(0));
+    let mute = |name: &'static str| {
+        let count = Arc::clone(&received);
+        async move {
+            let (address, task) = raw_backend(move |_, _| {
+                count.fetch_add(1, SeqCst);
+                std::future::ready(())
+            })
+            .await;
+            (plain_spec(name, address), task)
+        }
+    };
+    let good = Backend::start("good").await;
+    let ((one, _first), (two, _second), (three, _third)) =
+        (mute("one").await, mute("two").await, mute("three").await);
+    let failed = |bed: &Bed| {
+        let client = bed.client.clone();
+        async move { client.get().await.unwrap().backends.iter().map(|it| it.errors).sum::<u64>() }
+    };
+    // Everything is drawn to the one that fails, and goes on to the good one.
+    let (mut first, mut last) = (one.clone(), good.spec());
+    (first.weight, last.weight) = (1_000_000, 1);
+    let bed = Bed::start(vec![first, last]).await;
+    let mut client = Client::connect(bed.address()).await;
+    assert_eq!(client.ask("GET /", b"").await.unwrap().text(), "good 0");
+    assert_eq!((received.load(SeqCst), failed(&bed).await), (1, 1));
+    // What is not idempotent may have been done.
+    assert_eq!(client.ask("POST /", b"x").await.unwrap().status, 502);
+    assert_eq!(received.load(SeqCst), 2);
+    // A request that kills what it meets does not meet all.
+    let bed = Bed::start(vec![one.clone(), two, three]).await;
+    assert_eq!(bed.ask("GET /").await.status, 502);
+    assert_eq!(received.load(SeqCst), 4);
+    // With nobody left to ask it is the failure that is told.
+    let bed = Bed::start(vec![one]).await;
+    assert_eq!(bed.ask("GET /").await.status, 502);
+    assert_eq!(bed.client.get().await.unwrap().unrouted, 0);
+}
+
+#[tokio::test]
 async fn checks_take_a_backend_down_and_up() {
     let (a, b) = (Backend::start("a").await, Backend::start("b").await);
     let bed = Bed::start(vec![a.spec(), b.spec()]).await;
