@@ -18,6 +18,7 @@ const HOSTS: [(&str, Init, &str); 4] = [
     ("px3", Init::None, "agent"),
     ("px4", Init::Systemd, "systemd-user"),
 ];
+const NAMES: [&str; 4] = ["px1", "px2", "px3", "px4"];
 /// The account that has a systemd of its own on px4.
 const USER: &str = "deploy";
 const PORT: u16 = 8000;
@@ -47,9 +48,9 @@ const GOING_BACK: Duration = Duration::from_secs(16);
 /// Between the switch and the first answer, so that the controller dies before there is anything to confirm.
 const SLOW_START_MS: &str = "4000";
 
-#[test]
-fn hosts_go_back_by_themselves_when_nobody_confirms() {
-    let bed = HOSTS.into_iter().fold(Bed::builder("guard"), |bed, (name, init, _)| bed.host(name, init));
+/// The hosts, one of which has an account with a systemd of its own.
+fn bed(name: &str) -> Bed {
+    let bed = HOSTS.into_iter().fold(Bed::builder(name), |bed, (name, init, _)| bed.host(name, init));
     let bed = bed.up().unwrap();
     bed.host("px4").add_user(USER, Sudo::Nothing).unwrap();
     bed.host("px4").run("loginctl", &["enable-linger", USER]).unwrap();
@@ -58,6 +59,12 @@ fn hosts_go_back_by_themselves_when_nobody_confirms() {
         state.map_err(|error| error.to_string())
     })
     .unwrap();
+    bed
+}
+
+#[test]
+fn hosts_go_back_by_themselves_when_nobody_confirms() {
+    let bed = bed("guard");
     let site = Site::new(&bed, FLEET);
     site.greenlight(&["deploy", "production"])
         .exits(0)
@@ -69,7 +76,7 @@ fn hosts_go_back_by_themselves_when_nobody_confirms() {
     site.release("v2", &[("SLOW_START", SLOW_START_MS)]);
     let killed = kill_before_confirmation(&site, "v2");
     bed.host("px3").cut().unwrap();
-    println!("{:#?}", goes_back(&bed, killed, "v1"));
+    println!("{:#?}", go_back(&bed, &NAMES, killed, "v1"));
     bed.host("px3").heal().unwrap();
     let pids = HOSTS.map(|(name, ..)| site.pid(name, PORT));
     site.greenlight(&["abort", "production"]).exits(1).says(&["TURNED BACK"]).ends_with(&all_on("v1"));
@@ -80,7 +87,7 @@ fn hosts_go_back_by_themselves_when_nobody_confirms() {
     // The same again; somebody looks, and goes on.
     let killed = kill_before_confirmation(&site, "v2");
     site.greenlight(&["status", "production"]).says(&["goes back to v1", "by itself in", "unless confirmed"]);
-    println!("{:#?}", goes_back(&bed, killed, "v1"));
+    println!("{:#?}", go_back(&bed, &NAMES, killed, "v1"));
     leaves_nothing(&bed);
     site.greenlight(&["status", "production"]).exits(3).says(&[
         "went back to v1",
@@ -96,6 +103,49 @@ fn hosts_go_back_by_themselves_when_nobody_confirms() {
         assert_eq!(last["generation"], ledger["generation"], "the generation stays: {ledger}");
         assert_eq!(ledger["guard"], Value::Null);
     }
+    site.greenlight(&["resume", "production"]).exits(0).ends_with(&all_on("v2"));
+    answer_as(&site, "v2");
+    leaves_nothing(&bed);
+}
+
+/// Each host loses its power with its guard armed, and comes back on its disk.
+#[test]
+fn hosts_that_were_booted_anew_go_back_all_the_same() {
+    let bed = bed("guard-boot");
+    let site = Site::new(&bed, FLEET);
+    site.greenlight(&["deploy", "production"]).exits(0).ends_with(&all_on("v1"));
+    site.release("v2", &[("SLOW_START", SLOW_START_MS)]);
+    kill_before_confirmation(&site, "v2");
+    let boots = || NAMES.map(|name| bed.host(name).read("/proc/sys/kernel/random/boot_id").unwrap());
+    let before = boots();
+    std::thread::scope(|scope| {
+        for host in bed.hosts() {
+            host.kill().unwrap();
+            scope.spawn(|| host.boot().unwrap());
+        }
+    });
+    let booted = Instant::now();
+    assert!(boots().iter().all(|boot| !before.contains(boot)), "a boot has an id of its own");
+
+    // Where a manager is started at a boot, nobody has to look.
+    println!("{:#?}", go_back(&bed, &["px1", "px2", "px4"], booted, "v1"));
+    // Where there is none, nothing runs, and the next look begins the guard's time anew.
+    let own = bed.host("px3");
+    ask_itself(own).unwrap_err();
+    assert_ne!(ledger(own)["guard"], Value::Null);
+    let anew = ", which began anew when the machine was started anew";
+    site.greenlight(&["status", "production"]).exits(3).says(&[
+        "unless confirmed, its time having begun anew: the machine was started anew",
+        &format!("not confirmed within 12.0s{anew}"),
+    ]);
+    println!("{:#?}", go_back(&bed, &["px3"], Instant::now(), "v1"));
+    for name in NAMES {
+        let ledger = ledger(bed.host(name));
+        let last = ledger["history"].as_array().unwrap().last().unwrap();
+        assert_eq!(last["event"], "turned_back", "{name}: {ledger}");
+        assert!(last["detail"].as_str().unwrap().ends_with(anew), "{name}: {ledger}");
+    }
+    leaves_nothing(&bed);
     site.greenlight(&["resume", "production"]).exits(0).ends_with(&all_on("v2"));
     answer_as(&site, "v2");
     leaves_nothing(&bed);
@@ -135,10 +185,10 @@ fn kill_before_confirmation(site: &Site<'_>, version: &str) -> Instant {
     killed
 }
 
-/// Each host answers as this version again within the stated time. It asks itself, so a cut line does not matter.
-fn goes_back(bed: &Bed, killed: Instant, version: &str) -> [String; 4] {
+/// Each of the hosts answers as this version again within the stated time. It asks itself, so a cut line does not matter.
+fn go_back(bed: &Bed, names: &[&str], since: Instant, version: &str) -> Vec<String> {
     std::thread::scope(|scope| {
-        let hosts = HOSTS.map(|(name, _, manager)| {
+        let hosts = HOSTS.iter().filter(|(name, ..)| names.contains(name)).map(|(name, _, manager)| {
             scope.spawn(move || {
                 let host = bed.host(name);
                 wait::until(&format!("{name} to go back"), DEADLINE, || {
@@ -147,12 +197,13 @@ fn goes_back(bed: &Bed, killed: Instant, version: &str) -> [String; 4] {
                     if is_over && said == version { Ok(()) } else { Err(said) }
                 })
                 .unwrap();
-                let took = killed.elapsed();
+                let took = since.elapsed();
                 assert!(took <= LIMIT + GOING_BACK, "{name} took {took:?}");
-                format!("{name} ({manager}): {:.1} s from the kill to {version}", took.as_secs_f64())
+                format!("{name} ({manager}): {:.1} s to {version}", took.as_secs_f64())
             })
         });
-        hosts.map(|host| host.join().unwrap())
+        // All are begun before the first is waited for.
+        hosts.collect::<Vec<_>>().into_iter().map(|host| host.join().unwrap()).collect()
     })
 }
 

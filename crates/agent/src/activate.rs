@@ -215,6 +215,7 @@ impl<'a> Activation<'a> {
         let kind = manager::resolve(spec.manager);
         let manager = manager::of(kind, self.context.site(spec));
         self.stop_all(&*manager, kind)?;
+        manager.at_boot(None)?;
         for name in spec.processes.keys() {
             manager.remove(name)?;
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use greenlight_depot::host::HostDepot;
 use greenlight_link::message::{Reply, Request};
 use greenlight_model::Timestamp;
-use greenlight_model::host::{InstanceSpec, LedgerEvent};
+use greenlight_model::host::{HostReport, InstanceSpec, LedgerEvent};
 use greenlight_model::id::{ReleaseId, RolloutId};
 
 use crate::account::Account;
@@ -18,6 +18,7 @@ use crate::command::{self, RunError, Step};
 use crate::context::Context;
 use crate::failure::{OrHost as _, Outcome, host, passing};
 use crate::files;
+use crate::guard;
 use crate::layout::Layout;
 use crate::ledger::{self, Change};
 use crate::logs;
@@ -32,7 +33,8 @@ use crate::stage::{Piece, Stage};
 pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Piece>) -> Outcome<Reply> {
     match request {
         Request::Observe { specs } => {
-            let report = Box::new(observe::observe(context, specs)?);
+            let mut report = Box::new(observe::observe(context, specs)?);
+            rearm(context, specs, &mut report)?;
             Ok(Reply::Observed { at: Timestamp::now(), report })
         }
         Request::Preflight { spec, requires, release_bytes, release } => {
@@ -76,6 +78,19 @@ pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Pie
         }
         Request::Exec { argv, directory, timeout } => exec(context, argv, directory.as_deref(), *timeout),
     }
+}
+
+/// A look at a guard whose timer is gone starts it again, and says what has become of it.
+fn rearm(context: &Context, specs: &[InstanceSpec], report: &mut HostReport) -> Outcome<()> {
+    for spec in specs {
+        let Some(seen) = report.instances.get_mut(&spec.service) else { continue };
+        let Some(lost) = seen.ledger.guard.as_mut().and_then(|guard| guard.lost.as_mut()) else { continue };
+        match guard::rearm(context, &Layout::new(&spec.root)) {
+            Ok(()) => *seen = observe::instance(context, spec)?,
+            Err(error) => lost.push_str(&format!(", and it cannot be started again: {}", error.message)),
+        }
+    }
+    Ok(())
 }
 
 fn prune(

@@ -97,6 +97,11 @@ impl Layout {
         self.state().join("guard")
     }
 
+    /// What supervisord, at a boot, keeps of what went wrong with the guard.
+    pub(crate) fn at_boot_log(&self) -> PathBuf {
+        self.state().join("at-boot.log")
+    }
+
     /// Outputs of a smoke start, as long as it lasts.
     pub(crate) fn smoke(&self) -> PathBuf {
         self.state().join("smoke")

@@ -103,14 +103,22 @@ impl Change {
         Self::begin_within(layout, doing, CHANGE_WAIT)
     }
 
-    /// The same with another moment.
-    pub(crate) fn begin_within(layout: &Layout, doing: &str, wait: Duration) -> Outcome<Self> {
+    /// The same without waiting: none when another change is under way.
+    pub(crate) fn try_begin(layout: &Layout, doing: &str) -> Outcome<Option<Self>> {
         create_state(layout)?;
         let path = layout.change_lock();
-        let taken = poll::until(CHANGE_INTERVAL, Instant::now() + wait, || {
-            Lock::try_take(&path).or_host(|| format!("lock {}", path.display()))
-        })?;
-        let Some(mut lock) = taken else {
+        let taken = Lock::try_take(&path).or_host(|| format!("lock {}", path.display()))?;
+        let Some(mut lock) = taken else { return Ok(None) };
+        lock.describe(&format!("{doing} by agent process {}", std::process::id()))
+            .or_host(|| format!("write {}", path.display()))?;
+        Ok(Some(Self { _lock: lock }))
+    }
+
+    /// The same with another moment.
+    pub(crate) fn begin_within(layout: &Layout, doing: &str, wait: Duration) -> Outcome<Self> {
+        let taken = poll::until(CHANGE_INTERVAL, Instant::now() + wait, || Self::try_begin(layout, doing))?;
+        let Some(change) = taken else {
+            let path = layout.change_lock();
             let holder = files::read_if_there(&path, 4096)
                 .or_host(|| format!("read {}", path.display()))?
                 .unwrap_or_default();
@@ -119,9 +127,7 @@ impl Change {
                 String::from_utf8_lossy(&holder)
             )));
         };
-        lock.describe(&format!("{doing} by agent process {}", std::process::id()))
-            .or_host(|| format!("write {}", path.display()))?;
-        Ok(Self { _lock: lock })
+        Ok(change)
     }
 }
 
@@ -396,6 +402,7 @@ mod tests {
                 fires_at: at(90),
                 boot: "b".to_owned(),
                 armed_at_ms: 12,
+                rearmed: None,
                 lost: None,
             };
             let mut ledger =

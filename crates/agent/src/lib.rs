@@ -50,7 +50,7 @@ mod strays;
 mod supervise;
 mod version;
 
-pub use guard::fire::guard;
+pub use guard::fire::{guard, rearm};
 pub use ledger::parse as parse_ledger;
 pub use serve::{Agent, AgentFailure, serve};
 pub use supervise::supervise;

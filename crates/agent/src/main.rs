@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use greenlight_agent::{guard, serve, supervise};
+use greenlight_agent::{guard, rearm, serve, supervise};
 use greenlight_model::id::Generation;
 
 #[expect(
@@ -23,8 +23,9 @@ fn main() -> ExitCode {
         ["agent", "guard", "--root", root, "--generation", generation, "--armed-at-ms", armed_at, rest @ ..] => {
             go_back(root, generation, armed_at, rest)
         }
+        ["agent", "rearm", "--root", root] => rearm(Path::new(root)).map_err(|error| error.to_string()),
         _ => Err("usage: greenlight-agent agent [supervise --root ROOT --process NAME | guard --root ROOT --generation N \
-                  --armed-at-ms N [--after-ms N]]"
+                  --armed-at-ms N [--after-ms N] | rearm --root ROOT]"
             .to_owned()),
     };
     match result {

@@ -480,6 +480,12 @@ pub(crate) enum AgentRole {
         #[arg(long)]
         after_ms: Option<u64>,
     },
+    /// Start the timer of a guard again that was armed before the machine was booted.
+    Rearm {
+        /// The service's directory.
+        #[arg(long)]
+        root: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

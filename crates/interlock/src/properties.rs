@@ -116,6 +116,7 @@ impl Chance {
                     fires_at: at(60),
                     boot: String::new(),
                     armed_at_ms: 0,
+                    rearmed: None,
                     lost: None,
                 });
             }

@@ -321,6 +321,7 @@ fn rule_3_proof() {
             fires_at: at(90),
             boot: "b".to_owned(),
             armed_at_ms: 1,
+            rearmed: None,
             lost: None,
         });
     });

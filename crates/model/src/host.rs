@@ -168,6 +168,9 @@ pub struct Guard {
     pub boot: String,
     /// When it was armed, in milliseconds since that boot. Tells its timer from any other of the same activation.
     pub armed_at_ms: u64,
+    /// Why its time began anew, when its timer was gone and was started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rearmed: Option<String>,
     /// Why it will not go back any more, when its timer is gone. Found by whoever looks, never stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,

@@ -13,6 +13,10 @@ mount -t overlay overlay -o "lowerdir=$base,upperdir=$disk/upper,workdir=$disk/w
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
 # The knobs of the machine's kernel are not the host's to turn.
 mount -o bind "$root/proc/sys" "$root/proc/sys"
+mount -t tmpfs -o mode=755,size=256m run "$root/run"
+# Each boot of a host is one of its own, although the machine was booted once.
+cat /proc/sys/kernel/random/uuid > "$root/run/boot_id"
+mount -o bind "$root/run/boot_id" "$root/proc/sys/kernel/random/boot_id"
 mount -o remount,ro,bind "$root/proc/sys"
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 "$root/sys/fs/cgroup"
@@ -33,7 +37,6 @@ ln -s fd/0 "$root/dev/stdin"
 ln -s fd/1 "$root/dev/stdout"
 ln -s fd/2 "$root/dev/stderr"
 
-mount -t tmpfs -o mode=755,size=256m run "$root/run"
 mkdir -p "$root/run/sshd" "$root/run/lock"
 hostname "$name"
 

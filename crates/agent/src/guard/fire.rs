@@ -56,9 +56,21 @@ pub fn guard(
         // The monotonic clock, and nothing is ever sent.
         let _timeout = never.recv_timeout(after);
     }
+    fire(&own_context()?, &layout, &token)
+}
+
+/// What the host's manager runs at a boot, `greenlight agent rearm`: a guard that was armed before gets its time again.
+///
+/// # Errors
+/// When its timer cannot be started.
+pub fn rearm(root: &Path) -> Result<(), AgentError> {
+    super::rearm(&own_context()?, &Layout::new(root))
+}
+
+/// Nobody listens to it, and nobody takes it back.
+fn own_context() -> Outcome<Context> {
     let program = std::env::current_exe().or_host(|| "find the agent's own program".to_owned())?;
-    let context = Context { events: Box::new(|_| {}), cancelled: Arc::new(AtomicBool::new(false)), program };
-    fire(&context, &layout, &token)
+    Ok(Context { events: Box::new(|_| {}), cancelled: Arc::new(AtomicBool::new(false)), program })
 }
 
 /// Leaves the agent that started it: a session of its own, and no pipe to anybody.
@@ -94,7 +106,10 @@ fn end(layout: &Layout, token: &Token, done: Outcome<()>) -> Outcome<()> {
     ledger::update(layout, |ledger| {
         let Some(guard) = token.find(ledger).cloned() else { return Ok(()) };
         ledger.guard = None;
-        let why = format!("not confirmed within {}", human_duration(guard.limit));
+        let mut why = format!("not confirmed within {}", human_duration(guard.limit));
+        if let Some(rearmed) = &guard.rearmed {
+            why.push_str(&format!(", which began anew when {rearmed}"));
+        }
         let (event, detail) = match &done {
             Ok(()) => (LedgerEvent::TurnedBack, why),
             Err(error) => {
@@ -107,15 +122,20 @@ fn end(layout: &Layout, token: &Token, done: Outcome<()>) -> Outcome<()> {
     done
 }
 
+/// How what the instance is switched to was started.
+pub(super) fn running(layout: &Layout, ledger: &Ledger) -> Outcome<Option<Run>> {
+    // An activation that was cut between the two has switched the link and not the ledger.
+    match ledger.active.or(observe::linked(layout)?) {
+        Some(release) => Run::load(layout, release),
+        None => Ok(None),
+    }
+}
+
 /// Runs what ran before the activation, as it ran.
 fn go_back(context: &Context, layout: &Layout, ledger: &Ledger, guard: &Guard) -> Outcome<()> {
     let rollout =
         ledger.rollout.clone().ok_or_else(|| host("the ledger does not say which rollout it was"))?;
-    // An activation that was cut between the two has switched the link and not the ledger.
-    let running = match ledger.active.or(observe::linked(layout)?) {
-        Some(release) => Run::load(layout, release)?,
-        None => None,
-    };
+    let running = running(layout, ledger)?;
     let Some(release) = guard.back_to else {
         // It never came to run anything here.
         let Some(run) = &running else { return Ok(()) };

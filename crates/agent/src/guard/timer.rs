@@ -9,7 +9,7 @@ use greenlight_model::id::ServiceName;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::{TIMER, Token};
+use super::{Keeper, TIMER, Token};
 use crate::command::{self, Outputs};
 use crate::context::Context;
 use crate::failure::{OrHost as _, Outcome, host};
@@ -50,23 +50,16 @@ impl Timer {
     pub(super) fn start(
         context: &Context,
         layout: &Layout,
-        service: &ServiceName,
-        kind: ManagerKind,
+        keeper: &Keeper,
         token: &Token,
         limit: Duration,
     ) -> Outcome<Self> {
-        let text = |path: &Path| {
-            path.to_str()
-                .map(str::to_owned)
-                .ok_or_else(|| host(format!("the path {} is not UTF-8", path.display())))
-        };
-        let mut argv = vec![text(&context.program)?];
-        argv.extend(["agent", "guard", "--root"].map(str::to_owned));
-        argv.extend([text(layout.root())?, "--generation".to_owned(), token.generation.to_string()]);
+        let mut argv = agent_argv(context, layout, "guard")?;
+        argv.extend(["--generation".to_owned(), token.generation.to_string()]);
         argv.extend(["--armed-at-ms".to_owned(), token.armed_at_ms.to_string()]);
-        match kind {
-            ManagerKind::Systemd => Self::start_unit(Scope::System, service, token, limit, &argv),
-            ManagerKind::SystemdUser => Self::start_unit(Scope::User, service, token, limit, &argv),
+        match keeper.kind {
+            ManagerKind::Systemd => Self::start_unit(Scope::System, &keeper.service, token, limit, &argv),
+            ManagerKind::SystemdUser => Self::start_unit(Scope::User, &keeper.service, token, limit, &argv),
             ManagerKind::Supervisord | ManagerKind::Agent | ManagerKind::Auto => {
                 argv.extend(["--after-ms".to_owned(), limit.as_millis().to_string()]);
                 Self::start_process(token, &argv)
@@ -82,8 +75,7 @@ impl Timer {
         argv: &[String],
     ) -> Outcome<Self> {
         // systemd puts the value of a variable where it finds `$`, and there is no way to say that in all of its versions.
-        if let Some(word) = argv.iter().find(|word| word.contains('$') || word.chars().any(char::is_control))
-        {
+        if let Some(word) = argv.iter().find(|word| word.contains('$')) {
             return Err(host(format!("`{word}` cannot be written into a timer of systemd")));
         }
         let name = format!("greenlight-guard-{service}-{}-{}", token.generation, token.armed_at_ms);
@@ -186,6 +178,16 @@ impl Timer {
             .map(|bytes| serde_json::from_slice(&bytes).or_host(|| format!("understand {}", path.display())))
             .transpose()
     }
+}
+
+/// A command of the agent's for a service on this host.
+pub(super) fn agent_argv(context: &Context, layout: &Layout, role: &str) -> Outcome<Vec<String>> {
+    let text = |path: &Path| match path.to_str() {
+        Some(text) if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => Err(host(format!("the path {} is not UTF-8, or has control characters", path.display()))),
+    };
+    let program = text(&context.program)?;
+    Ok(vec![program, "agent".to_owned(), role.to_owned(), "--root".to_owned(), text(layout.root())?])
 }
 
 fn units(name: &str) -> [String; 2] {

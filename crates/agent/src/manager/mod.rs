@@ -54,6 +54,10 @@ pub(crate) trait Manager {
 
     /// Removes what [`Manager::start`] set up. The process must have been stopped.
     fn remove(&self, process: &ProcessName) -> Outcome<()>;
+
+    /// Has a command run once, as the agent's account, each time the manager itself is started, as it is at a boot; in place of
+    /// what was to run before. `None` for nothing. A manager that is not there at a boot runs nothing then.
+    fn at_boot(&self, argv: Option<&[String]>) -> Outcome<()>;
 }
 
 /// One service on this host, as managers need it.
@@ -99,6 +103,11 @@ pub(crate) fn found() -> Vec<ManagerKind> {
     }
     found.push(ManagerKind::Agent);
     found
+}
+
+/// The name under which a manager of the host knows what it runs for a service at a boot. No process's name begins like this.
+pub(crate) fn at_boot_name(service: &ServiceName) -> String {
+    format!("greenlight_guard-{service}")
 }
 
 /// The name under which a manager of the host knows a process.

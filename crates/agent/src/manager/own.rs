@@ -187,6 +187,11 @@ impl Manager for Own {
             removed => removed.or_host(|| format!("remove {}", directory.display())),
         }
     }
+
+    /// Nothing of it is there at a boot.
+    fn at_boot(&self, _argv: Option<&[String]>) -> Outcome<()> {
+        Ok(())
+    }
 }
 
 impl State {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use greenlight_model::id::ProcessName;
 
 use self::rpc::{Rpc, RpcError, Value, fault};
-use super::{ANSWER_TIMEOUT, Live, Manager, Site, unit_name};
+use super::{ANSWER_TIMEOUT, Live, Manager, Site, at_boot_name, unit_name};
 use crate::environment;
 use crate::failure::{OrHost as _, Outcome, host, release};
 use crate::files;
@@ -62,11 +62,16 @@ impl Supervisord {
     }
 
     fn path(&self, process: &ProcessName) -> Outcome<PathBuf> {
+        Self::path_of(&self.name(process))
+    }
+
+    /// Where a program of this name is set up.
+    fn path_of(name: &str) -> Outcome<PathBuf> {
         let configuration = configuration()?;
         let (directory, ending) = configuration.include.ok_or_else(|| {
             host("supervisord's configuration has no [include] of a directory: add `files = /etc/supervisor/conf.d/*.conf`")
         })?;
-        Ok(directory.join(format!("{}{ending}", self.name(process))))
+        Ok(directory.join(format!("{name}{ending}")))
     }
 
     fn rpc(&self) -> Outcome<Rpc> {
@@ -84,17 +89,7 @@ impl Supervisord {
     }
 
     fn is_written(&self, process: &ProcessName) -> Outcome<bool> {
-        let path = self.path(process)?;
-        let read = files::read_if_there(&path, CONFIGURATION_BYTES_MAX)
-            .or_host(|| format!("read {}", path.display()))?;
-        match read {
-            None => Ok(false),
-            Some(bytes) if bytes.starts_with(HEADER.as_bytes()) => Ok(true),
-            Some(_) => Err(host(format!(
-                "{} is not greenlight's, so it is not touched: remove it, or name the process differently",
-                path.display()
-            ))),
-        }
+        Ok(written(&self.path(process)?)?.is_some())
     }
 
     /// Lets supervisord read its files again; what it does with ours comes after.
@@ -220,6 +215,42 @@ impl Manager for Supervisord {
         }
         self.reload()
     }
+
+    /// A file alone, which it reads at the next boot.
+    fn at_boot(&self, argv: Option<&[String]>) -> Outcome<()> {
+        let name = at_boot_name(&self.site.service);
+        let path = Self::path_of(&name)?;
+        let there = written(&path)?;
+        match argv {
+            Some(argv) => {
+                let text = render_at_boot(&name, argv, &self.site.layout.at_boot_log())?;
+                if there.as_deref() == Some(text.as_bytes()) {
+                    return Ok(());
+                }
+                files::write_atomically(&path, text.as_bytes(), 0o644, None)
+                    .or_host(|| format!("write {}", path.display()))
+            }
+            None if there.is_none() => Ok(()),
+            None => {
+                files::remove_if_there(&path).or_host(|| format!("remove {}", path.display()))?;
+                self.forget(&name)?;
+                self.reload()
+            }
+        }
+    }
+}
+
+/// What is in a file of ours, if it is there. One of the same name that is not ours is an error.
+fn written(path: &Path) -> Outcome<Option<Vec<u8>>> {
+    let read =
+        files::read_if_there(path, CONFIGURATION_BYTES_MAX).or_host(|| format!("read {}", path.display()))?;
+    match read {
+        Some(bytes) if !bytes.starts_with(HEADER.as_bytes()) => Err(host(format!(
+            "{} is not greenlight's, so it is not touched: remove it, or name the process differently",
+            path.display()
+        ))),
+        read => Ok(read),
+    }
 }
 
 fn live(info: &Value) -> Live {
@@ -278,6 +309,17 @@ fn render(name: &str, plan: &Plan, variables: &Path) -> Outcome<String> {
         setting(&format!("{stream}_logfile_backups"), "0")?;
     }
     Ok(text)
+}
+
+/// A program that ends by itself and is not started again. What it complains of goes to a file.
+fn render_at_boot(name: &str, argv: &[String], log: &Path) -> Outcome<String> {
+    let words = argv.iter().map(|word| quoted(word)).collect::<Outcome<Vec<_>>>()?;
+    let log = plain(&log.to_string_lossy())?;
+    Ok(format!(
+        "{HEADER}\n[program:{name}]\ncommand={}\nautostart=true\nautorestart=false\nstartsecs=0\nstdout_logfile=NONE\n\
+         stderr_logfile={log}\nstderr_logfile_maxbytes=0\nstderr_logfile_backups=0\n",
+        words.join(" ")
+    ))
 }
 
 /// One word of a command: quoted as for `sh`, with `%` doubled. A blank before `;` or `#` would begin a comment even within quotes, so

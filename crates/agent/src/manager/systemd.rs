@@ -7,10 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use greenlight_model::id::ProcessName;
+use greenlight_model::id::{ProcessName, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{ANSWER_TIMEOUT, Live, Manager, Site, unit_name};
+use super::{ANSWER_TIMEOUT, Live, Manager, Site, at_boot_name, unit_name};
 use crate::account::{self, Account};
 use crate::command::{self, Captured};
 use crate::failure::{OrHost as _, Outcome, host, release};
@@ -87,12 +87,15 @@ impl Systemd {
         format!("{}.service", unit_name(&self.site.service, process))
     }
 
-    fn unit_path(&self, process: &ProcessName) -> Outcome<PathBuf> {
-        let directory = match self.scope {
+    fn directory(&self) -> Outcome<PathBuf> {
+        Ok(match self.scope {
             Scope::System => PathBuf::from("/etc/systemd/system"),
             Scope::User => Path::new(&Account::own()?.home).join(".config/systemd/user"),
-        };
-        Ok(directory.join(self.unit(process)))
+        })
+    }
+
+    fn unit_path(&self, process: &ProcessName) -> Outcome<PathBuf> {
+        Ok(self.directory()?.join(self.unit(process)))
     }
 
     fn systemctl(&self, arguments: &[&str], timeout: Duration) -> Outcome<Captured> {
@@ -125,19 +128,9 @@ impl Systemd {
         Ok(values.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
-    /// Whether our unit is there. One of the same name that is not ours is an error.
+    /// Whether our unit is there.
     fn is_written(&self, process: &ProcessName) -> Outcome<bool> {
-        let path = self.unit_path(process)?;
-        let read =
-            files::read_if_there(&path, UNIT_BYTES_MAX).or_host(|| format!("read {}", path.display()))?;
-        match read {
-            None => Ok(false),
-            Some(bytes) if bytes.starts_with(HEADER.as_bytes()) => Ok(true),
-            Some(_) => Err(host(format!(
-                "the unit {} is not greenlight's, so it is not touched: remove it, or name the process differently",
-                path.display()
-            ))),
-        }
+        Ok(written(&self.unit_path(process)?)?.is_some())
     }
 }
 
@@ -249,6 +242,50 @@ impl Manager for Systemd {
         self.order(&["daemon-reload"], ANSWER_TIMEOUT * 2)?;
         self.systemctl(&["reset-failed", "--", &self.unit(process)], ANSWER_TIMEOUT).map(|_| ())
     }
+
+    /// Files alone, which it reads at the next boot.
+    fn at_boot(&self, argv: Option<&[String]>) -> Outcome<()> {
+        let directory = self.directory()?;
+        let unit = format!("{}.service", at_boot_name(&self.site.service));
+        let (path, link) =
+            (directory.join(&unit), directory.join(format!("{}.wants/{unit}", target(self.scope))));
+        let there = written(&path)?;
+        let Some(argv) = argv else {
+            for path in [&link, &path] {
+                files::remove_if_there(path).or_host(|| format!("remove {}", path.display()))?;
+            }
+            return Ok(());
+        };
+        let text = render_at_boot(&self.site.service, argv, self.scope);
+        if there.as_deref() == Some(text.as_bytes()) && link.is_symlink() {
+            return Ok(());
+        }
+        let wants = link.parent().unwrap_or(&directory);
+        files::create_directory(wants, 0o755).or_host(|| format!("create {}", wants.display()))?;
+        files::write_atomically(&path, text.as_bytes(), 0o644, None)
+            .and_then(|()| files::link_atomically(&link, &path))
+            .or_host(|| format!("write the unit {}", path.display()))
+    }
+}
+
+/// What is in a unit of ours, if it is there. One of the same name that is not ours is an error.
+fn written(path: &Path) -> Outcome<Option<Vec<u8>>> {
+    let read = files::read_if_there(path, UNIT_BYTES_MAX).or_host(|| format!("read {}", path.display()))?;
+    match read {
+        Some(bytes) if !bytes.starts_with(HEADER.as_bytes()) => Err(host(format!(
+            "the unit {} is not greenlight's, so it is not touched: remove it, or name the process differently",
+            path.display()
+        ))),
+        read => Ok(read),
+    }
+}
+
+/// What is started when the manager is.
+fn target(scope: Scope) -> &'static str {
+    match scope {
+        Scope::System => "multi-user.target",
+        Scope::User => "default.target",
+    }
 }
 
 fn live(properties: &BTreeMap<String, String>) -> Live {
@@ -298,14 +335,17 @@ fn render(plan: &Plan, scope: Scope) -> Outcome<String> {
     line(format!("StandardError=append:{}", plain_path(&plan.stderr)?));
     line(format!("Restart=on-failure\nRestartSec={RESTART_PAUSE_S}\nKillMode=mixed"));
     line(format!("TimeoutStopSec={}ms", plan.stop_timeout.as_millis().max(1)));
-    line(format!(
-        "\n[Install]\nWantedBy={}",
-        match scope {
-            Scope::System => "multi-user.target",
-            Scope::User => "default.target",
-        }
-    ));
+    line(format!("\n[Install]\nWantedBy={}", target(scope)));
     Ok(text)
+}
+
+fn render_at_boot(service: &ServiceName, argv: &[String], scope: Scope) -> String {
+    format!(
+        "{HEADER}\n\n[Unit]\nDescription=greenlight, at a boot: the guard of {service}\n\n[Service]\nType=oneshot\nExecStart={}\n\n\
+         [Install]\nWantedBy={}\n",
+        exec_line(argv),
+        target(scope)
+    )
 }
 
 /// The command as a unit has it. The program's own path is no place for variables, the arguments are.

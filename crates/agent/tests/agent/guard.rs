@@ -195,23 +195,38 @@ fn an_agent_that_is_killed_at_any_step_leaves_the_way_back() {
 }
 
 #[test]
-fn a_machine_that_was_started_anew_goes_back_no_more_and_says_so() {
+fn on_a_machine_that_was_started_anew_the_next_look_begins_its_time_anew() {
     let v2 = release("v2", "normal");
-    let (mut host, spec, _) = host_with_v1(&v2);
+    let (mut host, spec, v1) = host_with_v1(&v2);
     let report = host.activate_guarded(&spec, Some(&v2), 2, LONG).unwrap();
     let guard = guard_of(&report).clone();
     // As the ledger would be found after a boot.
     let path = host.root().join(".greenlight/ledger");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace(&guard.boot, "of-yesterday")).unwrap();
-    let lost = guard_of(&host.observe(&spec)).lost.clone();
-    assert_eq!(lost.as_deref(), Some("the machine was started anew since it was armed"));
+    let seen = host.observe(&spec);
+    let anew = guard_of(&seen);
+    assert_eq!((anew.rearmed.as_deref(), &anew.lost), (Some("the machine was started anew"), &None));
+    assert_eq!((anew.back_to, anew.limit, anew.generation), (guard.back_to, guard.limit, guard.generation));
+    assert!(anew.armed_at_ms > guard.armed_at_ms && anew.fires_at > guard.fires_at, "{anew:?}");
+    let timer = timer(&host);
+    assert!(is_alive(timer));
+    // Another look, and what the host's manager runs at a boot, find it waiting.
+    let root = host.root();
+    let rearm = ["agent", "rearm", "--root", root.to_str().unwrap()];
+    assert!(Command::new(env!("CARGO_BIN_EXE_greenlight-agent")).args(rearm).status().unwrap().success());
+    assert_eq!((guard_of(&host.observe(&spec)), self::timer(&host)), (anew, timer));
+    // What was armed before the boot does nothing any more.
     fire(&host, &guard, true);
     let after = host.observe(&spec);
     assert_eq!((after.proven(), after.ledger.history.len()), (Some(v2.mark.id), report.ledger.history.len()));
-    // Whoever takes over decides: here, that it stays.
-    let confirmed = host.confirm(&spec, &v2, 2).unwrap();
-    assert_eq!(confirmed.ledger.guard, None);
+    fire(&host, anew, true);
+    let after = host.observe(&spec);
+    assert_eq!((after.proven(), &after.ledger.guard), (Some(v1.mark.id), &None));
+    let why = "not confirmed within 2m 0s, which began anew when the machine was started anew";
+    assert_eq!(after.ledger.went_back().unwrap().detail, why);
+    // It was fired by hand, so its own timer still waits, and would find nothing.
+    kill(timer, "-9");
     host.clean_up(&spec, 3);
 }
 
@@ -291,7 +306,7 @@ fn the_same_release_run_otherwise_goes_back_to_how_it_ran() {
 }
 
 #[test]
-fn without_a_guard_nothing_is_changed_and_a_lost_one_is_told() {
+fn without_a_guard_nothing_is_changed_and_a_lost_one_is_started_again_or_told() {
     let v2 = release("v2", "normal");
     let (mut host, spec, v1) = host_with_v1(&v2);
     let running = pid(&host.observe(&spec));
@@ -306,8 +321,14 @@ fn without_a_guard_nothing_is_changed_and_a_lost_one_is_told() {
     let timer = timer(&host);
     kill(timer, "-9");
     wait_until("the guard's process ends", || !is_alive(timer));
-    let lost = guard_of(&host.observe(&spec)).lost.clone();
-    assert_eq!(lost.as_deref(), Some("its timer is gone"));
+    host.set_program(Path::new("/bin/false"));
+    let lost = guard_of(&host.observe(&spec)).lost.clone().expect("lost");
+    assert!(lost.starts_with("its timer was ended, and it cannot be started again: the guard's"), "{lost}");
+    host.set_program(&PathBuf::from(env!("CARGO_BIN_EXE_greenlight-agent")));
+    let seen = host.observe(&spec);
+    assert_eq!(guard_of(&seen).rearmed.as_deref(), Some("its timer was ended"));
+    let timer = self::timer(&host);
+    assert!(is_alive(timer) && guard_of(&seen).lost.is_none());
     let confirmed = host.confirm(&spec, &v2, 2).unwrap();
     assert_eq!((confirmed.proven(), confirmed.ledger.guard), (Some(v2.mark.id), None));
     assert_nothing_is_left(&host, timer);

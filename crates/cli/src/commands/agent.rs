@@ -18,6 +18,9 @@ pub(crate) fn run(agent: Agent) -> Result<Exit, Failure> {
             greenlight_agent::guard(&root, Generation(generation), armed_at_ms, after)
                 .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
         }
+        Some(AgentRole::Rearm { root }) => {
+            greenlight_agent::rearm(&root).map_err(|error| Failure::from_error(Exit::Failed, &error))?
+        }
     }
     Ok(Exit::Done)
 }

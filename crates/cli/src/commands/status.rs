@@ -236,7 +236,11 @@ fn describe_guard(
         return Some(match &guard.lost {
             Some(why) => format!("not confirmed, and does not go back to {back} by itself any more: {why}"),
             None if left.is_zero() => format!("not confirmed: going back to {back} by itself"),
-            None => format!("goes back to {back} by itself in {} unless confirmed", human_duration(left)),
+            None => {
+                let anew = guard.rearmed.as_ref().map(|why| format!(", its time having begun anew: {why}"));
+                let (left, anew) = (human_duration(left), anew.unwrap_or_default());
+                format!("goes back to {back} by itself in {left} unless confirmed{anew}")
+            }
         });
     }
     if let Some(entry) = ledger.went_back() {

@@ -223,6 +223,7 @@ impl Trial<'_> {
                 fires_at,
                 boot: String::new(),
                 armed_at_ms: u64::from(serial),
+                rearmed: None,
                 lost: None,
             });
             Ok(())
