@@ -495,7 +495,10 @@ fn a_disk_fills_up_and_an_agent_or_the_balancer_restarts_in_each_phase() {
                 phase: Phase::Draining,
                 heals: Heals::WhenEnded,
                 exits: 4,
-                says: &["activate failed", "NOT FULLY TURNED BACK"],
+                says: &[
+                    "the file system /srv has 0 B free, and a change of /srv/web needs 1.0 MiB",
+                    "NOT FULLY TURNED BACK",
+                ],
             },
             Case {
                 fault: Fault::DiskFull,

@@ -15,7 +15,7 @@ use greenlight_model::Timestamp;
 use greenlight_model::fleet::{ManagerKind, Process};
 use greenlight_model::host::{Desired, InstanceReport, InstanceSpec, LedgerEvent, ReleaseMark};
 use greenlight_model::id::{Generation, ReleaseId, RolloutId};
-use greenlight_model::quantity::{ByteSize, human_duration};
+use greenlight_model::quantity::human_duration;
 
 use crate::command::{self, Step};
 use crate::context::Context;
@@ -32,11 +32,9 @@ use crate::poll;
 use crate::ports;
 use crate::probe::{self, Start, Target};
 use crate::process::{self, Identity};
+use crate::room;
 use crate::run::{self, Run};
 use crate::supervise;
-
-/// What a switch writes is a ledger, a run, units and first lines of logs: some hundred kilobytes.
-const FREE_BYTES_MIN: u64 = 1024 * 1024;
 
 /// Becomes what is desired, and says what the instance is then. With `guard`, the host goes back by itself unless that is confirmed in
 /// this time.
@@ -190,15 +188,10 @@ impl<'a> Activation<'a> {
     /// A full disk is found while everything still runs: what is stopped could not be started again, for that has to be written down.
     fn check_room(&self) -> Outcome<()> {
         let free = observe::free_bytes(self.layout.root())?;
-        if free >= FREE_BYTES_MIN {
+        if free >= room::FREE_BYTES_MIN {
             return Ok(());
         }
-        Err(host(format!(
-            "the file system of {} has {} free, and a switch needs {}: nothing was stopped. Free some space and try again",
-            self.layout.root().display(),
-            ByteSize(free),
-            ByteSize(FREE_BYTES_MIN)
-        )))
+        Err(host("nothing was stopped, since a switch could not be written down"))
     }
 
     /// Whether nothing would change: the same release, run the same way, and proven.

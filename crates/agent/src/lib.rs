@@ -41,6 +41,7 @@ mod ports;
 mod preflight;
 mod probe;
 mod process;
+mod room;
 mod run;
 mod serve;
 mod smoke;

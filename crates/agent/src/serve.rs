@@ -20,6 +20,7 @@ use crate::context::Context;
 use crate::facts;
 use crate::failure::{host, passing};
 use crate::handle;
+use crate::room;
 use crate::stage::Piece;
 
 /// Requests that are worked on at once on one connection. A rollout has a handful under way on a host.
@@ -214,7 +215,8 @@ fn work(
         cancelled: Arc::clone(&connection.ended),
         program: connection.program.clone(),
     };
-    catch_unwind(AssertUnwindSafe(|| handle::handle(&context, request, pieces))).unwrap_or_else(|panic| {
+    let handled = || handle::handle(&context, request, pieces).map_err(|error| room::explain(request, error));
+    catch_unwind(AssertUnwindSafe(handled)).unwrap_or_else(|panic| {
         let said =
             panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         let said = said.unwrap_or("it did not say why");

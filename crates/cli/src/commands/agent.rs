@@ -19,7 +19,7 @@ pub(crate) fn run(agent: Agent) -> Result<Exit, Failure> {
                 .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
         }
         Some(AgentRole::Rearm { root }) => {
-            greenlight_agent::rearm(&root).map_err(|error| Failure::from_error(Exit::Failed, &error))?
+            greenlight_agent::rearm(&root).map_err(|error| Failure::from_error(Exit::Failed, &error))?;
         }
     }
     Ok(Exit::Done)

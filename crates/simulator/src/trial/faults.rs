@@ -244,6 +244,9 @@ impl Trial<'_> {
             {
                 self.start(host, service, linked);
             }
+            if self.scenario.starts_at_boot {
+                self.rearm(host, service);
+            }
         }
     }
 

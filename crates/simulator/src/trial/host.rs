@@ -79,8 +79,11 @@ impl InstanceTruth {
 }
 
 impl Trial<'_> {
-    /// What the agent of a host says of it, or why it cannot.
-    pub(super) fn observe(&self, host: usize) -> Result<HostReport, String> {
+    /// What the agent of a host says of it, or why it cannot. A guard whose timer is gone gets its time again by that.
+    pub(super) fn observe(&mut self, host: usize) -> Result<HostReport, String> {
+        for service in 0..self.scenario.services.len() {
+            self.rearm(host, service);
+        }
         let mut instances = BTreeMap::new();
         for (service, instance) in self.site.instances[host].iter().enumerate() {
             if instance.is_none() {

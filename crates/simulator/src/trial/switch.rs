@@ -199,10 +199,7 @@ impl Trial<'_> {
 
     /// Arms the guard of an activation. A second try of the same generation goes back to where the first would have.
     fn arm(&mut self, host: usize, service: usize, generation: Generation) -> Result<(), Refusal> {
-        let truth = &mut self.hosts[host].instances[service];
-        truth.serial += 1;
-        let serial = truth.serial;
-        let ledger = &truth.ledger;
+        let ledger = &self.hosts[host].instances[service].ledger;
         let is_own = ledger.history.iter().rev().any(|entry| {
             entry.event == LedgerEvent::Switched
                 && entry.generation == generation
@@ -213,6 +210,34 @@ impl Trial<'_> {
             _ if is_own && ledger.active.is_some() => ledger.previous,
             _ => ledger.active,
         };
+        self.start_timer(host, service, generation, back_to, None)
+    }
+
+    /// Starts the timer of a guard again that is armed and has none: the machine was started anew. At the boot, where something
+    /// is started then; else at the next look.
+    pub(super) fn rearm(&mut self, host: usize, service: usize) {
+        let truth = &self.hosts[host].instances[service];
+        if truth.guard_serial.is_some() || truth.lock.is_some() || truth.is_damaged {
+            return;
+        }
+        let Some(guard) = truth.ledger.guard.clone() else { return };
+        let why = "the machine was started anew".to_owned();
+        // Where the disk is full, the next look tries it again.
+        let _ = self.start_timer(host, service, guard.generation, guard.back_to, Some(why));
+    }
+
+    /// Starts a guard's timer and enters it into the ledger.
+    fn start_timer(
+        &mut self,
+        host: usize,
+        service: usize,
+        generation: Generation,
+        back_to: Option<ReleaseId>,
+        rearmed: Option<String>,
+    ) -> Result<(), Refusal> {
+        let truth = &mut self.hosts[host].instances[service];
+        truth.serial += 1;
+        let serial = truth.serial;
         let limit_ms = STOP_TIMEOUT_MS + START_TIMEOUT_MS + CONFIRM_TIMEOUT_MS;
         let fires_at = stamp(limit_ms, self.host_ms(host));
         self.update(host, service, |ledger| {
@@ -223,7 +248,7 @@ impl Trial<'_> {
                 fires_at,
                 boot: String::new(),
                 armed_at_ms: u64::from(serial),
-                rearmed: None,
+                rearmed,
                 lost: None,
             });
             Ok(())
