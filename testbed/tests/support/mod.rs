@@ -3,6 +3,8 @@
 // Each file of scenarios is a crate of its own and uses its part of this.
 #![allow(dead_code, reason = "no single file of scenarios uses all of it")]
 
+pub(crate) mod served;
+
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
