@@ -113,17 +113,22 @@ impl Stage<'_> {
     }
 
     fn receive(&self, context: &Context, depot: &HostDepot, pieces: &Receiver<Piece>) -> Outcome<()> {
-        let objects = match depot.mark(self.mark.id).map_err(depot_error)? {
-            Some(_) => Vec::new(),
-            None => depot.missing(self.manifest).map_err(depot_error)?,
+        let (objects, bases) = match depot.mark(self.mark.id).map_err(depot_error)? {
+            Some(_) => (Vec::new(), BTreeMap::new()),
+            None => {
+                let objects = depot.missing(self.manifest).map_err(depot_error)?;
+                let bases = depot.bases(self.manifest, &objects).map_err(depot_error)?;
+                (objects, bases)
+            }
         };
-        (context.events)(Event::Missing { objects });
+        (context.events)(Event::Missing { objects, bases });
         loop {
             match pieces.recv() {
                 Ok(Piece::Object { hash, encoding, data }) => {
                     let encoding = match encoding {
                         Encoding::Raw => greenlight_depot::Encoding::Raw,
                         Encoding::Zstd => greenlight_depot::Encoding::Zstd,
+                        Encoding::Delta => greenlight_depot::Encoding::Delta,
                     };
                     depot.receive(hash, encoding, &data).map_err(depot_error)?;
                 }

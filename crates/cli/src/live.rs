@@ -190,7 +190,7 @@ impl Inner {
                     self.message(instance, &text);
                 }
             }
-            Event::Missing { objects } => {
+            Event::Missing { objects, .. } => {
                 self.message(instance, &format!("staging: lacks {} objects", objects.len()));
             }
         }

@@ -17,6 +17,7 @@ mod gather;
 mod hosts;
 mod lease;
 mod looks;
+mod objects;
 mod perform;
 mod prepare;
 mod progress;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use greenlight_depot::Depot;
 use greenlight_link::connection::ObjectSource;
-use greenlight_link::frame::Encoding;
 use greenlight_link::message::{Event, Reply, Request, SecretValue};
 use greenlight_model::action::{Action, ActionDetail, ActionResult, Blame, OUTPUT_LINES_MAX};
 use greenlight_model::charter::{CHARTER_COPIES_MAX, Charter};
@@ -14,15 +13,14 @@ use greenlight_model::fleet::{Environment, Process, Service};
 use greenlight_model::host::{
     Check, CheckOutcome, ClaimRequest, Desired, HostReport, InstanceSpec, ReleaseMark,
 };
-use greenlight_model::id::{
-    ContentHash, Generation, HostName, Instance, ReleaseId, RolloutId, ServiceName, VariableName,
-};
+use greenlight_model::id::{Generation, HostName, Instance, ReleaseId, RolloutId, ServiceName, VariableName};
 use greenlight_model::manifest::Release;
 use greenlight_model::rollout::{Direction, Plan};
 use greenlight_model::traffic::BalancerReport;
 
 use crate::gather::{Gatherer, Look};
 use crate::hosts::HostError;
+use crate::objects::DepotObjects;
 use crate::progress::{Progress, ProgressSink};
 use crate::spec::mark;
 
@@ -45,6 +43,7 @@ pub(crate) struct Performer {
     pub(crate) environment: Environment,
     pub(crate) releases: BTreeMap<ReleaseId, Release>,
     pub(crate) artifacts: Artifacts,
+    pub(crate) objects: Arc<DepotObjects>,
     pub(crate) progress: ProgressSink,
 }
 
@@ -247,7 +246,7 @@ impl Performer {
         };
         let progress = Arc::clone(&self.progress);
         let (sent_to, timeout) = (instance.clone(), self.environment.timeouts.stage);
-        let objects: Arc<dyn ObjectSource> = Arc::new(DepotObjects(Arc::clone(&self.artifacts.depot)));
+        let objects: Arc<dyn ObjectSource> = Arc::<DepotObjects>::clone(&self.objects);
         let report = move |sent: greenlight_link::connection::StageProgress| {
             progress(Progress::Sent {
                 instance: sent_to.clone(),
@@ -368,19 +367,6 @@ impl Performer {
             }
             progress(Progress::Inside { instance: instance.clone(), event });
         }
-    }
-}
-
-struct DepotObjects(Arc<Depot>);
-
-impl ObjectSource for DepotObjects {
-    fn object(&self, hash: ContentHash) -> std::io::Result<(Encoding, Vec<u8>)> {
-        let object = self.0.object(hash).map_err(std::io::Error::other)?;
-        let encoding = match object.encoding {
-            greenlight_depot::Encoding::Raw => Encoding::Raw,
-            greenlight_depot::Encoding::Zstd => Encoding::Zstd,
-        };
-        Ok((encoding, object.data))
     }
 }
 

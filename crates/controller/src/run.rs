@@ -30,6 +30,7 @@ use crate::claims;
 use crate::clock;
 use crate::gather::{Gathered, Gatherer, Look};
 use crate::hosts::{HostError, Hosts};
+use crate::objects::DepotObjects;
 use crate::perform::{Artifacts, Performed, Performer};
 use crate::prepare::{release_facts, rollout_gates};
 use crate::progress::{Progress, ProgressSink};
@@ -177,6 +178,7 @@ impl Controller {
             charter,
             environment: environment.clone(),
             releases: releases.iter().map(|release| (release.id, release.clone())).collect(),
+            objects: DepotObjects::new(Arc::clone(&artifacts.depot)),
             artifacts,
             progress: Arc::clone(&progress),
         });

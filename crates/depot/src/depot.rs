@@ -200,6 +200,24 @@ impl Depot {
         Err(DepotError::ObjectMissing { hash })
     }
 
+    /// An object as its difference to another one, where both are here and that gains; else as it is.
+    ///
+    /// # Errors
+    /// As [`Depot::object`], of the object itself.
+    pub fn object_as_difference(
+        &self,
+        hash: ContentHash,
+        base: ContentHash,
+    ) -> Result<EncodedObject, DepotError> {
+        let whole = self.object(hash)?;
+        // A base that was pruned here, or was damaged, only costs what it would have saved.
+        let Ok(before) = self.object(base) else { return Ok(whole) };
+        let Ok(before) = decode(base, before.encoding, &before.data) else { return Ok(whole) };
+        let data = decode(hash, whole.encoding, &whole.data)?;
+        let difference = EncodedObject::encode_delta(base, &before, &data).at("compress", &self.directory)?;
+        Ok(if difference.data.len() < whole.data.len() { difference } else { whole })
+    }
+
     /// What the build of a release printed.
     #[must_use]
     pub fn log(&self, id: ReleaseId) -> PathBuf {
@@ -280,6 +298,7 @@ impl Depot {
     fn object_path(&self, hash: ContentHash, encoding: Encoding) -> PathBuf {
         let hash = hash.to_string();
         let (fan_out, _) = hash.split_at(2);
+        // A difference is never stored.
         let extension = if encoding == Encoding::Zstd { COMPRESSED } else { "" };
         self.directory.join("objects").join(fan_out).join(format!("{hash}{extension}"))
     }

@@ -5,6 +5,7 @@
 //! shared/                         outlives releases; nothing in here is touched
 //! .greenlight/objects/ab/HASH     a file's bytes, mode 0444; HASH.x is the same with mode 0555
 //! .greenlight/large/HASH          which chunks a large file consists of, so that they need not be kept apart
+//! .greenlight/large/HASH.part     a large file of which not all chunks have arrived
 //! .greenlight/staged/ID.json      the release is complete: written last; with ID.manifest.zst and ID.tree.zst
 //! .greenlight/tmp/                work under way
 //! ```
@@ -27,6 +28,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use greenlight_model::host::ReleaseMark;
 use greenlight_model::id::{ContentHash, ReleaseId};
@@ -34,6 +36,7 @@ use greenlight_model::manifest::Manifest;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use serde::{Deserialize, Serialize};
 
+use self::receive::Incoming;
 use crate::disk::{self, Workplace};
 use crate::error::{At, DepotError};
 use crate::object::{is_sealed, set_seal, size_of_stat};
@@ -48,6 +51,11 @@ pub struct HostDepot {
     /// The same, open, so that thousands of links do not each walk the path.
     objects_directory: File,
     workplace: Workplace,
+    incoming: Mutex<Incoming>,
+    /// Held by whoever makes an object out of others.
+    making: Mutex<()>,
+    /// Whether the process's mask leaves the modes of objects as they are asked for.
+    are_modes_kept: bool,
 }
 
 /// What says that a release is complete.
@@ -82,7 +90,15 @@ impl HostDepot {
         }
         let objects_directory = File::open(&objects).at("open", &objects)?;
         let workplace = Workplace::create(&own.join("tmp"), "work-")?;
-        Ok(Self { root: service_root.to_owned(), objects, objects_directory, workplace })
+        Ok(Self {
+            root: service_root.to_owned(),
+            objects,
+            objects_directory,
+            workplace,
+            incoming: Mutex::default(),
+            making: Mutex::default(),
+            are_modes_kept: are_modes_kept(),
+        })
     }
 
     /// Where the tree of a release is, or will be.
@@ -212,14 +228,30 @@ impl HostDepot {
         &self,
         file: &File,
         from: &Path,
-        name: &str,
+        executable: bool,
         hash: ContentHash,
         size: u64,
     ) -> Result<(), DepotError> {
-        let mode = if name.ends_with(EXECUTABLE) { 0o555 } else { 0o444 };
-        rustix::fs::fchmod(file, Mode::from_raw_mode(mode)).at("set the mode of", from)?;
+        let mode = Mode::from_raw_mode(object_mode(executable));
+        rustix::fs::fchmod(file, mode).at("set the mode of", from)?;
         set_seal(file, hash, size).at("set the time of", from)?;
-        fs::rename(from, self.objects.join(name)).at("put in place", from)
+        fs::rename(from, self.objects.join(object_name(hash, executable))).at("put in place", from)
+    }
+
+    /// Finishes a file that was created as an object, and with an object's mode. One call less for each, of thousands.
+    fn seal(
+        &self,
+        file: &File,
+        path: &Path,
+        executable: bool,
+        hash: ContentHash,
+        size: u64,
+    ) -> Result<(), DepotError> {
+        if !self.are_modes_kept {
+            let mode = Mode::from_raw_mode(object_mode(executable));
+            rustix::fs::fchmod(file, mode).at("set the mode of", path)?;
+        }
+        set_seal(file, hash, size).at("set the time of", path)
     }
 
     fn open_object(&self, name: &str) -> Result<Option<File>, DepotError> {
@@ -233,6 +265,22 @@ impl HostDepot {
 }
 
 const EXECUTABLE: &str = ".x";
+/// What stands behind the hash of a large file that is being put together.
+const PART: &str = ".part";
+
+/// An object is read by every account of the host and written by none.
+fn object_mode(executable: bool) -> u32 {
+    if executable { 0o555 } else { 0o444 }
+}
+
+/// Whether a file that is created with an object's mode has it. The mask can be read only here without being changed;
+/// where it cannot, modes are set apart.
+fn are_modes_kept() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask =
+        status.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok());
+    mask.is_some_and(|mask| mask & object_mode(true) == 0)
+}
 
 /// The name of an object under `objects/`. A file's mode belongs to its inode, so what is executable in one place and
 /// not in another is two objects.

@@ -24,4 +24,4 @@ mod testing;
 pub use depot::{Depot, FindError};
 pub use error::DepotError;
 pub use git::{COMMITS_MAX, Commit, GitError, commits_between, head};
-pub use object::{EncodedObject, Encoding, OBJECT_BYTES_MAX, content_hash, decode};
+pub use object::{EncodedObject, Encoding, OBJECT_BYTES_MAX, content_hash, decode, decode_with};

@@ -1,7 +1,7 @@
 //! Objects: the bytes of a file, or of a chunk of a large one, by their hash; how they are encoded for disk and wire, and
 //! how a stored one is known to be untouched without reading it.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,6 +15,12 @@ use crate::error::DepotError;
 pub const OBJECT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// zstd's own default: above it, time grows faster than what it saves on a LAN.
 const COMPRESSION_LEVEL: i32 = 3;
+/// What a difference may reach back over: the object that it refers to and what was decoded of its own, 8 MiB.
+const DELTA_WINDOW_LOG: u32 = 23;
+/// Bytes of a hash, which stands before a difference.
+const HASH_BYTES: usize = 32;
+/// A difference is made of objects up to here by zstd's usual search; of larger ones it would see only the end.
+const DELTA_USUAL_BYTES_MAX: usize = 1 << 20;
 
 /// How an object's bytes are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -24,6 +30,8 @@ pub enum Encoding {
     Raw,
     /// One zstd frame.
     Zstd,
+    /// The hash of another object, then a zstd frame that refers to that one's bytes. Only for the wire.
+    Delta,
 }
 
 /// An object as it is stored by the controller and travels to hosts.
@@ -56,21 +64,61 @@ impl EncodedObject {
     }
 }
 
+impl EncodedObject {
+    /// The bytes as their difference to those of another object.
+    ///
+    /// # Errors
+    /// When zstd fails, which means that memory ran out.
+    pub fn encode_delta(base: ContentHash, base_data: &[u8], data: &[u8]) -> std::io::Result<Self> {
+        let mut encoder = zstd::stream::write::Encoder::with_ref_prefix(
+            base.as_bytes().to_vec(),
+            COMPRESSION_LEVEL,
+            base_data,
+        )?;
+        encoder.window_log(DELTA_WINDOW_LOG)?;
+        encoder.long_distance_matching(base_data.len() > DELTA_USUAL_BYTES_MAX)?;
+        encoder.write_all(data)?;
+        Ok(Self { encoding: Encoding::Delta, data: encoder.finish()? })
+    }
+}
+
+/// The bytes of an object that stands by itself, checked against its hash; see [`decode_with`].
+///
+/// # Errors
+/// As [`decode_with`], and when it is a difference to another.
+pub fn decode(hash: ContentHash, encoding: Encoding, data: &[u8]) -> Result<Vec<u8>, DepotError> {
+    decode_with(hash, encoding, data, |_| Ok(None))
+}
+
 /// The bytes of an object, checked against its hash; never more than [`OBJECT_BYTES_MAX`] are made of whatever arrives.
+/// `base` gives the bytes that a difference refers to, which need not be checked before.
 ///
 /// # Errors
 /// When they cannot be decoded, are too many, or are not those that the hash names.
-pub fn decode(hash: ContentHash, encoding: Encoding, data: &[u8]) -> Result<Vec<u8>, DepotError> {
+pub fn decode_with(
+    hash: ContentHash,
+    encoding: Encoding,
+    data: &[u8],
+    base: impl FnOnce(ContentHash) -> Result<Option<Vec<u8>>, DepotError>,
+) -> Result<Vec<u8>, DepotError> {
     let damaged = |why: String| DepotError::ObjectDamaged { hash, why };
+    let undecoded = |error: std::io::Error| damaged(format!("it cannot be decompressed: {error}"));
     let bytes = match encoding {
         Encoding::Raw => data.to_vec(),
         Encoding::Zstd => {
             let decoder = zstd::stream::read::Decoder::with_buffer(data);
-            let mut bytes = Vec::new();
-            decoder
-                .and_then(|decoder| decoder.take(OBJECT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
-                .map_err(|error| damaged(format!("it cannot be decompressed: {error}")))?;
-            bytes
+            decoder.and_then(unpacked).map_err(undecoded)?
+        }
+        Encoding::Delta => {
+            let (name, frame) = data
+                .split_first_chunk::<HASH_BYTES>()
+                .ok_or_else(|| damaged("it does not name what it differs from".to_owned()))?;
+            let name = ContentHash::from_bytes(*name);
+            let base = base(name)?.ok_or_else(|| {
+                damaged(format!("it is the difference to {}, which is not here", name.short()))
+            })?;
+            let decoder = zstd::stream::read::Decoder::with_ref_prefix(frame, &base);
+            decoder.and_then(unpacked).map_err(undecoded)?
         }
     };
     if bytes.len() > OBJECT_BYTES_MAX {
@@ -80,6 +128,12 @@ pub fn decode(hash: ContentHash, encoding: Encoding, data: &[u8]) -> Result<Vec<
     if found != hash {
         return Err(damaged(format!("its bytes have the hash {found}")));
     }
+    Ok(bytes)
+}
+
+fn unpacked(decoder: zstd::stream::read::Decoder<'_, &[u8]>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    decoder.take(OBJECT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -132,6 +186,39 @@ mod tests {
             let object = EncodedObject::encode(&data).unwrap();
             assert_eq!(object.encoding, encoding);
             assert_eq!(decode(content_hash(&data), object.encoding, &object.data).unwrap(), data);
+        }
+    }
+
+    #[test]
+    fn a_difference_is_small_and_verified() {
+        let mut noise = vec![0u8; 3 << 20];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        for size in [0, 100, 100_000, noise.len()] {
+            let before = &noise[..size];
+            let mut after = before.to_vec();
+            after.splice(size / 2..size / 2, *b"a line more");
+            let object = EncodedObject::encode_delta(content_hash(before), before, &after).unwrap();
+            assert!(object.data.len() < 1000, "{size}: {} bytes", object.data.len());
+            let hash = content_hash(&after);
+            let read = |base: Option<&[u8]>| {
+                decode_with(hash, Encoding::Delta, &object.data, |name| {
+                    assert_eq!(name, content_hash(before));
+                    Ok(base.map(<[u8]>::to_vec))
+                })
+            };
+            assert_eq!(read(Some(before)).unwrap(), after);
+            assert!(read(None).unwrap_err().to_string().contains("is not here"));
+            if size > 0 {
+                // What it refers to was changed meanwhile, or is shorter.
+                let mut other = before.to_vec();
+                other[0] ^= 1;
+                assert!(matches!(read(Some(&other)), Err(DepotError::ObjectDamaged { .. })));
+                assert!(matches!(read(Some(&before[1..])), Err(DepotError::ObjectDamaged { .. })));
+            }
+        }
+        for short in [&b""[..], b"x", &[7; 31], &[7; 32]] {
+            let error = decode_with(content_hash(b""), Encoding::Delta, short, |_| Ok(Some(Vec::new())));
+            assert!(matches!(error, Err(DepotError::ObjectDamaged { .. })), "{short:?}: {error:?}");
         }
     }
 

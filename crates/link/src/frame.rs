@@ -5,8 +5,9 @@
 //! | kind | payload |
 //! | --- | --- |
 //! | 1 message | a [`Message`] as JSON, at most [`MESSAGE_BYTES_MAX`] |
-//! | 2 data | the request's number (u64), the object's hash (32 bytes), the encoding (0 raw, 1 zstd), at most [`DATA_BYTES_MAX`] of data |
+//! | 2 data | the request's number (u64), the object's hash (32 bytes), the encoding (0 raw, 1 zstd, 2 delta), at most [`DATA_BYTES_MAX`] of data |
 //! | 3 end of data | the request's number (u64) |
+//! | 4 packed message | a [`Message`] as JSON, at most [`MESSAGE_BYTES_MAX`] of it, in one zstd frame: how large ones are written |
 //!
 //! Guarantees: a reader allocates as bytes arrive, never by the announced length alone; whatever the bytes are, the answer is a
 //! frame or a typed error, never a panic. After an error the stream cannot be used any more.
@@ -49,6 +50,8 @@ pub enum Encoding {
     Raw,
     /// One zstd frame.
     Zstd,
+    /// The hash of another object (32 bytes), then a zstd frame that refers to that one's bytes.
+    Delta,
 }
 
 /// Why bytes are not a frame, or a frame could not be read or written.
@@ -93,6 +96,9 @@ pub enum FrameError {
     /// The message is not one of ours.
     #[error("a message could not be understood: {0}")]
     BadMessage(#[source] serde_json::Error),
+    /// The message could not be packed or unpacked.
+    #[error("a packed message could not be read or made: {0}")]
+    Packing(#[source] io::Error),
 }
 
 /// Reads one frame; `None` when the stream ends before its first byte.
@@ -166,19 +172,24 @@ const START_BYTES: usize = 5;
 const DATA_FIXED_BYTES: usize = 8 + 32 + 1;
 /// What is set aside before the first byte of a payload is there: enough for most messages, too little to hurt.
 const FIRST_ALLOCATION_BYTES: usize = 64 * 1024;
+/// Messages of more bytes than this are packed: manifests, above all, of which four in five bytes need not travel.
+const PACKED_BYTES_MIN: usize = 16 * 1024;
+/// zstd's own default.
+const PACKING_LEVEL: i32 = 3;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Message = 1,
     Data = 2,
     EndOfData = 3,
+    PackedMessage = 4,
 }
 
 impl Kind {
     /// Bytes that every frame of the kind has after its start.
     fn fixed_bytes(self) -> usize {
         match self {
-            Self::Message => 0,
+            Self::Message | Self::PackedMessage => 0,
             Self::Data => DATA_FIXED_BYTES,
             Self::EndOfData => 8,
         }
@@ -187,7 +198,7 @@ impl Kind {
     /// Most bytes after the fixed ones.
     fn rest_bytes_max(self) -> usize {
         match self {
-            Self::Message => MESSAGE_BYTES_MAX,
+            Self::Message | Self::PackedMessage => MESSAGE_BYTES_MAX,
             Self::Data => DATA_BYTES_MAX,
             Self::EndOfData => 0,
         }
@@ -219,6 +230,7 @@ impl Plan {
             1 => Kind::Message,
             2 => Kind::Data,
             3 => Kind::EndOfData,
+            4 => Kind::PackedMessage,
             kind => return Err(FrameError::UnknownKind { kind }),
         };
         let rest_bytes = bytes
@@ -242,6 +254,7 @@ impl Plan {
             Kind::Message => {
                 serde_json::from_slice(&rest).map(Frame::Message).map_err(FrameError::BadMessage)
             }
+            Kind::PackedMessage => unpack(&rest).map(Frame::Message),
             Kind::EndOfData => Ok(Frame::EndOfData { id }),
             Kind::Data => {
                 let mut hash = [0u8; 32];
@@ -249,6 +262,7 @@ impl Plan {
                 let encoding = match fixed[40] {
                     0 => Encoding::Raw,
                     1 => Encoding::Zstd,
+                    2 => Encoding::Delta,
                     unknown => return Err(FrameError::UnknownEncoding(unknown)),
                 };
                 Ok(Frame::Data { id, hash: ContentHash::from_bytes(hash), encoding, data: rest })
@@ -263,7 +277,15 @@ fn encode(frame: &Frame) -> Result<(Vec<u8>, &[u8]), FrameError> {
         Frame::Message(message) => {
             let mut head = vec![0; START_BYTES];
             serde_json::to_writer(&mut head, message).map_err(FrameError::BadMessage)?;
-            let start = Kind::Message.start(head.len() - START_BYTES)?;
+            // What is longer than allowed is refused as what it is, packed or not.
+            let mut start = Kind::Message.start(head.len() - START_BYTES)?;
+            if head.len() > PACKED_BYTES_MIN {
+                let packed = zstd::bulk::compress(&head[START_BYTES..], PACKING_LEVEL);
+                let packed = packed.map_err(FrameError::Packing)?;
+                start = Kind::PackedMessage.start(packed.len())?;
+                head.truncate(START_BYTES);
+                head.extend_from_slice(&packed);
+            }
             head[..START_BYTES].copy_from_slice(&start);
             Ok((head, &[]))
         }
@@ -275,6 +297,7 @@ fn encode(frame: &Frame) -> Result<(Vec<u8>, &[u8]), FrameError> {
             head.push(match encoding {
                 Encoding::Raw => 0,
                 Encoding::Zstd => 1,
+                Encoding::Delta => 2,
             });
             Ok((head, data))
         }
@@ -285,6 +308,18 @@ fn encode(frame: &Frame) -> Result<(Vec<u8>, &[u8]), FrameError> {
             Ok((head, &[]))
         }
     }
+}
+
+/// A packed message; never more than [`MESSAGE_BYTES_MAX`] are made of whatever arrives.
+fn unpack(packed: &[u8]) -> Result<Message, FrameError> {
+    let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(FrameError::Packing)?;
+    let mut json = Vec::new();
+    decoder.take(MESSAGE_BYTES_MAX as u64 + 1).read_to_end(&mut json).map_err(FrameError::Packing)?;
+    if json.len() > MESSAGE_BYTES_MAX {
+        let kind = Kind::PackedMessage as u8;
+        return Err(FrameError::TooLong { kind, bytes: json.len(), bytes_max: MESSAGE_BYTES_MAX });
+    }
+    serde_json::from_slice(&json).map_err(FrameError::BadMessage)
 }
 
 fn read_error(error: io::Error) -> FrameError {
@@ -353,7 +388,7 @@ mod tests {
             bytes
         };
         let mut bad_encoding = written(&data(0));
-        bad_encoding[45] = 2;
+        bad_encoding[45] = 3;
         let mut deep = "[".repeat(100_000);
         deep.push('1');
         let cases: Vec<(&str, Vec<u8>, &str)> = vec![
@@ -361,7 +396,9 @@ mod tests {
             ("length only", vec![0, 0, 0, 1], "ended inside"),
             ("an ssh banner", b"Welcome to host\n".to_vec(), "unknown kind 111"),
             ("kind 0", vec![0, 0, 0, 1, 0], "unknown kind 0"),
-            ("kind 4", vec![0, 0, 0, 1, 4], "unknown kind 4"),
+            ("kind 5", vec![0, 0, 0, 1, 5], "unknown kind 5"),
+            ("an empty packed message", vec![0, 0, 0, 1, 4], "packed message"),
+            ("a packed message that is none", vec![0, 0, 0, 3, 4, b'{', b'}'], "packed message"),
             ("no length", vec![0, 0, 0, 0, 1], "too short"),
             ("longest length, message", vec![255, 255, 255, 255, 1], "longer than"),
             ("longest length, data", vec![255, 255, 255, 255, 2], "longer than"),
@@ -371,7 +408,7 @@ mod tests {
             ("end without its number", vec![0, 0, 0, 8, 3], "too short"),
             ("largest message that never comes", vec![0x20, 0, 0, 1, 1, b'{'], "ended inside"),
             ("data that ends early", written(&data(100))[..100].to_vec(), "ended inside"),
-            ("unknown encoding", bad_encoding, "unknown encoding 2"),
+            ("unknown encoding", bad_encoding, "unknown encoding 3"),
             ("an empty message", json(""), "understood"),
             ("not JSON", json("hello"), "understood"),
             ("another message", json(r#"{"greeting":{"protocol":1}}"#), "understood"),
@@ -383,6 +420,21 @@ mod tests {
             let error = read(&bytes).expect_err(name);
             assert!(error.contains(expected), "{name}: {error}");
         }
+    }
+
+    #[test]
+    fn large_messages_travel_packed() {
+        let objects = (0..=u8::MAX).map(|n| ContentHash::from_bytes([n; 32])).collect();
+        let event = Event::Missing { objects, bases: std::collections::BTreeMap::new() };
+        let frame = Frame::Message(Message::Event { id: 4, event });
+        let bytes = written(&frame);
+        assert_eq!(bytes[4], 4);
+        assert!(bytes.len() < 64 * 256 / 2, "{} bytes", bytes.len());
+        assert_eq!(read(&bytes), Ok(Some(frame)));
+        // One that ends early, or would become more than a message may be.
+        let error =
+            read(&[&bytes[..3], &[bytes[3] - 1, 4], &bytes[5..bytes.len() - 1]].concat()).unwrap_err();
+        assert!(error.contains("packed message"), "{error}");
     }
 
     #[test]
@@ -415,7 +467,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_frames_never_panic(kind in 0u8..5, length in 0u32..300, rest in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn damaged_frames_never_panic(kind in 0u8..6, length in 0u32..300, rest in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut bytes = length.to_be_bytes().to_vec();
             bytes.push(kind);
             bytes.extend_from_slice(&rest);

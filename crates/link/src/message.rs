@@ -23,7 +23,7 @@ use greenlight_model::quantity::{duration_ms, optional_duration_ms};
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol. Over ssh both ends are the same build; agents that dial in may be older.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Anything that travels as JSON in one frame.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -234,6 +234,10 @@ pub enum Event {
     Missing {
         /// Their hashes.
         objects: Vec<ContentHash>,
+        /// What the host has in the place of some of them: the same path of the release before. A lacking object may be
+        /// sent as its difference to that.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        bases: BTreeMap<ContentHash, ContentHash>,
     },
     /// A step of a longer request began: "placing", "preparing", "stopping web", "starting web", "probing web".
     Phase {

@@ -22,12 +22,12 @@ const BATCH_BYTES: usize = 256 * 1024;
 
 /// Where objects come from.
 pub trait ObjectSource: Send + Sync {
-    /// The object's bytes as they are to be sent, at most [`crate::message::DATA_BYTES_MAX`]. Called on a thread that
-    /// may block.
+    /// The object's bytes as they are to be sent, at most [`crate::message::DATA_BYTES_MAX`]; as the difference to `base`,
+    /// which the other side has, where that is known here and gains. Called on a thread that may block.
     ///
     /// # Errors
     /// When it is not there or cannot be read; the call that wants it fails.
-    fn object(&self, hash: ContentHash) -> io::Result<(Encoding, Vec<u8>)>;
+    fn object(&self, hash: ContentHash, base: Option<ContentHash>) -> io::Result<(Encoding, Vec<u8>)>;
 }
 
 /// How far the sending is.
@@ -79,7 +79,7 @@ impl Connection {
                     progress = exchange.next() => progress?,
                 };
                 match progress {
-                    Progress::Event(Event::Missing { objects: missing }) => {
+                    Progress::Event(Event::Missing { objects: missing, bases }) => {
                         if sending.is_some() {
                             return Err(exchange.protocol("it said twice what it lacks"));
                         }
@@ -90,8 +90,9 @@ impl Connection {
                             );
                             return Err(exchange.protocol(why));
                         }
+                        let wanted = missing.iter().map(|hash| (*hash, bases.get(hash).copied())).collect();
                         sending =
-                            Some(Sending::start(exchange.id, missing, Arc::clone(&objects), self.data()));
+                            Some(Sending::start(exchange.id, wanted, Arc::clone(&objects), self.data()));
                     }
                     Progress::Event(event) => on_event(event),
                     Progress::Reply(reply) => return Ok(reply),
@@ -113,6 +114,8 @@ fn hashes(manifest: &Manifest) -> HashSet<ContentHash> {
     known
 }
 
+/// An object that the host lacks, and what it has in its place.
+type Wanted = (ContentHash, Option<ContentHash>);
 type ObjectError = (ContentHash, io::Error);
 
 /// The task that sends one request's objects. It stops when this is dropped, but not without its end of data.
@@ -126,7 +129,7 @@ struct Sending {
 impl Sending {
     fn start(
         id: u64,
-        missing: Vec<ContentHash>,
+        missing: Vec<Wanted>,
         objects: Arc<dyn ObjectSource>,
         data: mpsc::Sender<Vec<Frame>>,
     ) -> Self {
@@ -179,7 +182,7 @@ impl Sending {
 
 async fn send_objects(
     id: u64,
-    missing: Vec<ContentHash>,
+    missing: Vec<Wanted>,
     objects: Arc<dyn ObjectSource>,
     data: &mpsc::Sender<Vec<Frame>>,
     tell: &watch::Sender<StageProgress>,
@@ -220,14 +223,14 @@ async fn send_objects(
 
 fn read_batch(
     id: u64,
-    missing: &mut impl Iterator<Item = ContentHash>,
+    missing: &mut impl Iterator<Item = Wanted>,
     objects: &dyn ObjectSource,
 ) -> Result<Vec<Frame>, ObjectError> {
     let mut batch = Vec::new();
     let mut bytes = 0;
     while bytes < BATCH_BYTES {
-        let Some(hash) = missing.next() else { break };
-        let (encoding, data) = objects.object(hash).map_err(|error| (hash, error))?;
+        let Some((hash, base)) = missing.next() else { break };
+        let (encoding, data) = objects.object(hash, base).map_err(|error| (hash, error))?;
         bytes += data.len();
         batch.push(Frame::Data { id, hash, encoding, data });
     }

@@ -187,7 +187,7 @@ impl Objects {
 }
 
 impl ObjectSource for Objects {
-    fn object(&self, hash: ContentHash) -> std::io::Result<(Encoding, Vec<u8>)> {
+    fn object(&self, hash: ContentHash, _base: Option<ContentHash>) -> std::io::Result<(Encoding, Vec<u8>)> {
         self.read.fetch_add(1, Ordering::SeqCst);
         let content = self.content.get(&hash).cloned();
         content.map(|content| (Encoding::Raw, content)).ok_or_else(|| std::io::Error::other("it is gone"))

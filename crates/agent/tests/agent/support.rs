@@ -262,7 +262,7 @@ impl Host {
             secrets: secrets.collect::<BTreeMap<VariableName, SecretValue>>(),
         });
         match self.next(id) {
-            Ok(Event::Missing { objects }) => {
+            Ok(Event::Missing { objects, .. }) => {
                 for hash in objects {
                     let data = release.objects[&hash].clone();
                     self.write(&Frame::Data { id, hash, encoding: Encoding::Raw, data });

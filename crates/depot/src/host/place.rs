@@ -1,19 +1,19 @@
 //! Building the tree of a release out of objects.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{OnceLock, PoisonError};
 
 use greenlight_model::id::{ContentHash, ReleaseId};
 use greenlight_model::manifest::Manifest;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::receive::{Chunks, Large};
-use super::{HostDepot, object_name};
+use super::receive::{Chunks, Large, has_arrived};
+use super::{HostDepot, object_mode, object_name};
 use crate::check::{self, Tree};
 use crate::disk;
 use crate::error::{At, DepotError};
@@ -106,7 +106,11 @@ impl HostDepot {
         for file in group {
             let object = object_name(file.hash, file.executable);
             if !self.has(&object, file.hash, file.size)? {
-                self.make(file, large)?;
+                // One at a time: the same large file may be wanted in two directories.
+                let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+                if !self.has(&object, file.hash, file.size)? {
+                    self.make(file, large)?;
+                }
             }
             match rustix::fs::linkat(
                 &self.objects_directory,
@@ -128,18 +132,19 @@ impl HostDepot {
 
     /// Makes the object of a file that is not there as such: out of the one with the other mode, or out of its chunks.
     fn make(&self, file: &check::File<'_>, large: &OnceLock<Large>) -> Result<(), DepotError> {
-        let temporary = self.workplace.fresh();
         let other = object_name(file.hash, !file.executable);
-        let made = if self.has(&other, file.hash, file.size)? {
-            self.copy(file, &other, &temporary)
-        } else if file.chunks.is_empty() {
+        let is_copied = self.has(&other, file.hash, file.size)?;
+        if !is_copied && file.chunks.is_empty() {
             return Err(DepotError::ObjectMissing { hash: file.hash });
-        } else {
-            self.assemble(file, &temporary, large)
-        };
+        }
+        if !is_copied {
+            return self.assemble(file, large);
+        }
+        let temporary = self.workplace.fresh();
+        let made = self.copy(file, &other, &temporary);
         let made = made.and_then(|()| {
             let object = File::open(&temporary).at("open", &temporary)?;
-            self.put(&object, &temporary, &object_name(file.hash, file.executable), file.hash, file.size)
+            self.put(&object, &temporary, file.executable, file.hash, file.size)
         });
         if made.is_err() {
             disk::remove_file(&temporary)?;
@@ -147,7 +152,8 @@ impl HostDepot {
         made
     }
 
-    fn assemble(&self, file: &check::File<'_>, to: &Path, large: &OnceLock<Large>) -> Result<(), DepotError> {
+    /// Puts a large file together: what has arrived is at its place, the rest is found in the large files that are here.
+    fn assemble(&self, file: &check::File<'_>, large: &OnceLock<Large>) -> Result<(), DepotError> {
         let large = match large.get() {
             Some(large) => large,
             None => {
@@ -155,28 +161,34 @@ impl HostDepot {
                 large.get_or_init(|| found)
             }
         };
-        let mut out = create(to)?;
-        let mut hasher = blake3::Hasher::new();
-        for (hash, size) in file.chunks {
-            let data = self.chunk(*hash, *size, large)?;
-            hasher.update(&data);
-            out.write_all(&data).at("write", to)?;
+        let to = &self.part(file.hash);
+        let out = self.create_part(file.hash, file.size)?;
+        let mut offset = 0;
+        for (hash, bytes) in file.chunks {
+            if !has_arrived(&out, *hash, *bytes, offset) {
+                let data = self.chunk(*hash, *bytes, large)?;
+                out.write_all_at(&data, offset).at("write", to)?;
+            }
+            offset += u64::from(*bytes);
         }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&out).at("read", to)?;
         let found = ContentHash::from_bytes(*hasher.finalize().as_bytes());
         if found != file.hash {
+            disk::remove_file(to)?;
             let why = format!("its chunks make up a file with the hash {found}");
             return Err(DepotError::ObjectDamaged { hash: file.hash, why });
         }
         let chunks = Chunks { chunks: file.chunks.to_vec() };
-        disk::write_document(&self.large_directory().join(file.hash.to_string()), &chunks)
+        disk::write_document(&self.large_directory().join(file.hash.to_string()), &chunks)?;
+        self.put(&out, to, file.executable, file.hash, file.size)
     }
 
     fn copy(&self, file: &check::File<'_>, object: &str, to: &Path) -> Result<(), DepotError> {
         let mut from = self.open_object(object)?.ok_or(DepotError::ObjectMissing { hash: file.hash })?;
         let mut out = create(to)?;
         io::copy(&mut from, &mut out).at("write", to)?;
-        let mode = if file.executable { 0o555 } else { 0o444 };
-        rustix::fs::fchmod(&out, Mode::from_raw_mode(mode)).at("set the mode of", to)
+        rustix::fs::fchmod(&out, Mode::from_raw_mode(object_mode(file.executable))).at("set the mode of", to)
     }
 
     /// Removes the chunks that are now part of a file: they are found in there when another release needs them.

@@ -101,12 +101,12 @@ impl HostDepot {
     }
 
     /// The release behind `current`. The caller should have it in `keep`; this is the second lock on that door.
-    fn current(&self) -> Option<ReleaseId> {
+    pub(super) fn current(&self) -> Option<ReleaseId> {
         let target = fs::read_link(self.root.join("current")).ok()?;
         target.file_name()?.to_str()?.parse().ok()
     }
 
-    fn staged_at(&self, id: ReleaseId) -> Result<SystemTime, DepotError> {
+    pub(super) fn staged_at(&self, id: ReleaseId) -> Result<SystemTime, DepotError> {
         let path = self.document(id, "json");
         fs::metadata(&path).and_then(|metadata| metadata.modified()).at("look at", &path)
     }

@@ -208,6 +208,85 @@ fn a_copied_store_is_sound_though_its_times_are_not() {
     assert_eq!(bed.host.local_changes(release(1)).unwrap(), []);
 }
 
+/// Sends what the host lacks, as the difference to what it has where it has something; how many were differences, and
+/// all bytes that were sent.
+fn send_differences(host: &HostDepot, before: &Sent, sent: &Sent) -> Result<(usize, usize), DepotError> {
+    let missing = host.missing(&sent.manifest)?;
+    let bases = host.bases(&sent.manifest, &missing)?;
+    let mut bytes = 0;
+    for hash in &missing {
+        let data = &sent.objects[hash];
+        let object = match bases.get(hash) {
+            Some(base) => crate::EncodedObject::encode_delta(*base, &before.objects[base], data).unwrap(),
+            None => crate::EncodedObject::encode(data).unwrap(),
+        };
+        bytes += object.data.len();
+        host.receive(*hash, object.encoding, &object.data)?;
+    }
+    Ok((bases.len(), bytes))
+}
+
+#[test]
+fn what_changed_arrives_as_a_difference() {
+    let bed = Bed::new();
+    let (mut text, mut large) = (noise(1, 50_000), noise(2, 5 << 20));
+    bed.scan(&first_tree());
+    fn nodes<'a>(text: &'a [u8], large: &'a [u8]) -> [(&'static str, Node<'a>); 2] {
+        [("text", Node::File(text)), ("lib/large.so", Node::Executable(large))]
+    }
+    let first = bed.scan(&nodes(&text, &large));
+    first.stage(&bed.host, 1).unwrap();
+    text[7] ^= 1;
+    // The cuts move with the content: a change in the middle and one at the end.
+    large.splice(1 << 20..1 << 20, *b"something more");
+    large.extend(b"at the end");
+    let second = bed.scan(&nodes(&text, &large));
+    let (differences, bytes) = send_differences(&bed.host, &first, &second).unwrap();
+    assert!(differences >= 3 && bytes < 4_000, "{differences} differences, {bytes} bytes");
+    bed.host.place(release(2), &second.manifest).unwrap();
+    bed.host.complete(&mark(2), &second.manifest).unwrap();
+    assert_eq!(look(&bed.host.release_directory(release(2))), look(&bed.source()));
+    // An executable is written once: there is no copy of it with the other mode.
+    let hash = crate::content_hash(&large);
+    assert!(!bed.objects().contains(&hash.to_string()) && bed.objects().contains(&format!("{hash}.x")));
+    assert!(disk::names(&bed.host.large_directory()).unwrap().iter().all(|name| !name.ends_with(PART)));
+
+    // What was written to behind our back, its time put back, is found when something is to be made of it.
+    let path = bed.host.release_directory(release(2)).join("text");
+    let times = path.metadata().unwrap().modified().unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&path, noise(3, 50_000)).unwrap();
+    File::open(&path).unwrap().set_modified(times).unwrap();
+    text[9] ^= 1;
+    let third = bed.scan(&[("text", Node::File(&text))]);
+    let error = send_differences(&bed.host, &second, &third).unwrap_err();
+    assert!(matches!(error, DepotError::ObjectDamaged { .. }), "{error}");
+    assert_eq!(send_differences(&bed.host, &second, &third).unwrap().0, 0, "it is not proposed again");
+    bed.host.place(release(3), &third.manifest).unwrap();
+    assert_eq!(look(&bed.host.release_directory(release(3))), look(&bed.source()));
+    bed.assert_clean();
+}
+
+#[test]
+fn the_same_large_file_in_several_directories_is_made_once() {
+    let bed = Bed::new();
+    let large = noise(1, 3 << 20);
+    let paths: Vec<String> = (0..16).map(|n| format!("d{n}/large")).collect();
+    let nodes: Vec<_> = paths
+        .iter()
+        .enumerate()
+        .map(|(n, path)| {
+            let node = if n % 2 == 0 { Node::File(&large) } else { Node::Executable(&large) };
+            (path.as_str(), node)
+        })
+        .collect();
+    let sent = bed.scan(&nodes);
+    sent.stage(&bed.host, 1).unwrap();
+    assert_eq!(look(&bed.host.release_directory(release(1))), look(&bed.source()));
+    assert_eq!(bed.objects().len(), 2, "one for each mode");
+    bed.assert_clean();
+}
+
 #[test]
 fn a_damaged_large_file_gives_no_chunks() {
     let bed = Bed::new();
@@ -238,13 +317,13 @@ fn what_arrives_damaged_is_not_kept() {
     assert!(bed.host.receive(hash, Encoding::Raw, b"wrong").is_err());
     assert_eq!(bed.objects(), [] as [&str; 0]);
     // Chunks that are each right but do not make up the file.
-    let sent = bed.scan(&[("large", Node::File(&noise(1, 6 << 20)))]);
-    let mut lying = sent.manifest.clone();
-    let Some(Entry::File { hash, .. }) = lying.entries.get_mut("large") else { panic!() };
+    let mut lying = bed.scan(&[("large", Node::File(&noise(1, 6 << 20)))]);
+    let Some(Entry::File { hash, .. }) = lying.manifest.entries.get_mut("large") else { panic!() };
     *hash = crate::content_hash(b"something else");
-    sent.send(&bed.host);
-    let error = bed.host.place(release(1), &lying).unwrap_err();
+    lying.send(&bed.host);
+    let error = bed.host.place(release(1), &lying.manifest).unwrap_err();
     assert!(matches!(error, DepotError::ObjectDamaged { .. }), "{error}");
+    assert_eq!(disk::names(&bed.host.large_directory()).unwrap(), [] as [&str; 0]);
     bed.assert_clean();
 }
 

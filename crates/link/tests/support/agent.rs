@@ -85,7 +85,7 @@ fn serve(out: &Out) {
                     if release.commit == "foreign" {
                         objects.push(ContentHash::from_bytes([0; 32]));
                     }
-                    event(out, id, Event::Missing { objects });
+                    event(out, id, Event::Missing { objects, bases: std::collections::BTreeMap::new() });
                     // A socket on which the test allows each object.
                     let pace =
                         (!release.label.is_empty()).then(|| UnixStream::connect(&release.label).unwrap());
