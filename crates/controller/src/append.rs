@@ -71,6 +71,7 @@ impl std::fmt::Display for Boundary<'_> {
             RecordBody::RolloutEnded { .. } => write!(f, "{side} the record that the rollout ended"),
             RecordBody::Noted { .. } => write!(f, "{side} the record of a turn"),
             RecordBody::OperatorAsked { .. } => write!(f, "{side} the record of what an operator asked"),
+            RecordBody::Journal { .. } => write!(f, "{side} the record of the journal"),
             RecordBody::EvidenceAdded { evidence } => {
                 write!(f, "{side} the record of evidence: {}", evidence.fact.kind())
             }

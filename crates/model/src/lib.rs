@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod gate;
 pub mod host;
 pub mod id;
+pub mod journal;
 pub mod manifest;
 pub mod quantity;
 pub mod record;

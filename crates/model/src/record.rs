@@ -14,6 +14,7 @@ use crate::decision::{Outcome, Running};
 use crate::evidence::{Evidence, Recorded};
 use crate::fleet::Service;
 use crate::id::{EnvironmentName, ReleaseId, RolloutId, ServiceName};
+use crate::journal::{Entry, IllegalEntry, Journal, Signature};
 use crate::manifest::Release;
 use crate::rollout::{
     Course, Direction, Failure, FormerMigration, Held, MigrationState, Note, OperatorRequest, Plan, Rollout,
@@ -21,7 +22,8 @@ use crate::rollout::{
 use crate::world::InFlight;
 
 /// The version of the records that this build writes. It reads every version before. Version 2 brought
-/// [`RecordBody::RolloutAdopted`] and [`RecordBody::MigrationDone`], version 3 [`RecordBody::EvidenceAdded`].
+/// [`RecordBody::RolloutAdopted`] and [`RecordBody::MigrationDone`], version 3 [`RecordBody::EvidenceAdded`]
+/// and [`RecordBody::Journal`].
 pub const RECORD_VERSION: u32 = 3;
 
 /// One entry of the log.
@@ -107,6 +109,11 @@ pub enum RecordBody {
         /// How that is known, in the person's words.
         why: String,
     },
+    /// What people saw or have to do.
+    Journal {
+        /// What is written.
+        entry: Entry,
+    },
     /// A fact that gates read.
     EvidenceAdded {
         /// It, and what it is about.
@@ -151,6 +158,9 @@ pub enum IllegalRecord {
     /// The rollout is over.
     #[error("rollout {0} has ended")]
     Ended(RolloutId),
+    /// An entry of the journal cannot follow.
+    #[error(transparent)]
+    Journal(#[from] IllegalEntry),
 }
 
 /// Everything the records say.
@@ -174,6 +184,8 @@ pub struct History {
     pub releases: BTreeMap<ReleaseId, Release>,
     /// All evidence, in the order in which it came.
     pub evidence: Vec<Recorded>,
+    /// What people saw and have to do.
+    pub journal: Journal,
 }
 
 impl History {
@@ -231,6 +243,10 @@ impl History {
                     let environment = plan.environment.clone();
                     self.migrations.insert((environment, release), FormerMigration { on, is_done: true });
                 }
+            }
+            RecordBody::Journal { entry } => {
+                let signature = Signature { by: record.by.clone(), at: record.at };
+                self.journal.apply(record.seq, entry, signature)?;
             }
             RecordBody::EvidenceAdded { evidence } => self.evidence.push(Recorded {
                 seq: record.seq,

@@ -99,7 +99,9 @@ fn steps(
 
 fn of(body: &RecordBody) -> Option<&RolloutId> {
     match body {
-        RecordBody::ReleaseMarked { .. } | RecordBody::EvidenceAdded { .. } => None,
+        RecordBody::ReleaseMarked { .. } | RecordBody::EvidenceAdded { .. } | RecordBody::Journal { .. } => {
+            None
+        }
         RecordBody::RolloutStarted { plan, .. } => Some(&plan.id),
         RecordBody::RolloutAdopted { charter, .. } => Some(&charter.plan.id),
         RecordBody::ActionStarted { rollout, .. }
@@ -146,6 +148,7 @@ fn line(body: &RecordBody, title: impl Fn(ReleaseId) -> String) -> Option<String
         RecordBody::RolloutEnded { outcome, .. } => describe::outcome(outcome),
         RecordBody::ActionStarted { .. }
         | RecordBody::ReleaseMarked { .. }
-        | RecordBody::EvidenceAdded { .. } => return None,
+        | RecordBody::EvidenceAdded { .. }
+        | RecordBody::Journal { .. } => return None,
     })
 }

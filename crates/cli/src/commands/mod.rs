@@ -12,6 +12,7 @@ pub(crate) mod gates;
 pub(crate) mod history;
 pub(crate) mod hosts;
 pub(crate) mod init;
+pub(crate) mod journal;
 pub(crate) mod logs;
 pub(crate) mod operate;
 pub(crate) mod releases;

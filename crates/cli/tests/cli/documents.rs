@@ -92,6 +92,9 @@ fn every_document_has_the_keys_that_are_documented() {
     shape("evidence list", &gated.run(&["evidence", "list", "--json"]).exits(0));
     shape("gates", &gated.run(&["gates", "staging", "--json"]).exits(3));
     shape("approve", &gated.run(&["approve", "staging", "--json"]).exits(0));
+    shape("issue", &gated.run(&["issue", "add", "staging", "a", "--json"]).exits(0));
+    shape("action", &gated.run(&["action", "add", "staging", "a", "--owner", "ann", "--json"]).exits(0));
+    shape("action list", &gated.run(&["action", "list", "--json"]).exits(0));
     shape("tick", &gated.run(&["tick", "staging", "a", "--json"]).exits(0));
     shape("override", &gated.run(&["override", "staging", "freeze", "--reason", "c", "--json"]).exits(0));
 

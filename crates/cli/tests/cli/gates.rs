@@ -253,3 +253,60 @@ fn a_deployment_waits_for_what_time_brings() {
     waiting.end().exits(0).says(&["gate freeze: amber", "waiting for freeze", "DONE"]);
     site.runs("staging", &[("one/hello", Some("v1")), ("two/hello", Some("v1"))]);
 }
+
+/// An action that waits for one role's green light is refused to whoever applies it early.
+#[test]
+fn an_action_waits_for_its_light() {
+    let roles = "\n[role]\noperator = [\"ann\"]\ndatabase = [\"bob\"]\n";
+    let site = Site::new(&format!("{RING}{roles}"));
+    site.commit("v1");
+    site.run(&["deploy", "staging"]).exits(0);
+    let noted =
+        site.run(&["issue", "add", "staging", "no mail", "--impact", "blocker", "--json"]).exits(0).json();
+    let issue = noted["issue"].to_string();
+    let add = ["action", "add", "staging", "make the queues anew", "--owner", "database"];
+    let unheld = [&add[..], &["--waits-for", "operater"]].concat();
+    site.run(&unheld).exits(2).says(&["nobody holds the role operater", "database, operator"]);
+    let add = [
+        &add[..],
+        &["--waits-for", "operator", "--condition", "they are empty", "--issue", &issue, "--json"],
+    ]
+    .concat();
+    let number = site.run(&add).exits(0).json()["action"].to_string();
+
+    site.run_as("bob", &["action", "done", &number])
+        .exits(3)
+        .says(&["waits for the green light of operator, and that is not given; nothing may be done yet"]);
+    site.run_as("bob", &["action", "light", &number]).exits(3).says(&["for operator to give", "ann"]);
+    site.run(&["action", "list"]).exits(0).says(&["waits for the light of operator", "make the queues anew"]);
+    site.run_as("ann", &["action", "light", &number]).exits(0).says(&["database may do it"]);
+    site.run_as("ann", &["action", "done", &number]).exits(3).says(&["for database to do"]);
+    site.run_as("bob", &["action", "done", &number, "--note", "all three"]).exits(0);
+    site.run_as("bob", &["action", "done", &number]).exits(2).says(&["done already"]);
+    site.run(&["issue", "resolve", &issue, "--how", "queues made anew"]).exits(0);
+    site.run(&["issue", "resolve", "4711", "--how", "x"]).exits(2).says(&["no issue 4711"]);
+    site.run(&["report"]).exits(0).says(&[
+        "impact blocker resolved: no mail (seen by tester@",
+        "resolved: queues made anew (tester@",
+        "[x] action",
+        "when they are empty (done by bob@",
+        "after ",
+    ]);
+    site.run(&["report", "--format", "html"]).exits(0).says(&["<svg", "one/hello", "</html>"]);
+}
+
+/// What a migration warns of is in the report and stops nothing.
+#[test]
+fn a_migration_that_warns_goes_on_and_is_reported() {
+    let fleet = RING.replace(
+        "\n[service.hello.process.web]",
+        "migrate = \"sh migrate.sh\"\n\n[service.hello.process.web]",
+    );
+    let site = Site::new(&fleet);
+    site.write("migrate.sh", "echo 'relation \"users\" already exists'; echo 'all done'\n");
+    site.commit("v1");
+    site.run(&["deploy", "staging"]).exits(0).says(&["DONE"]);
+    let ran = site.run(&["report"]).exits(0);
+    let ran = ran.says(&["- impact nil: one/hello: the migration says: relation \"users\" already exists"]);
+    assert!(!ran.stdout.contains("all done"), "{}", ran.stdout);
+}

@@ -3,7 +3,7 @@
 use crate::site::Site;
 
 /// Each command with a word of what it does.
-const COMMANDS: [(&str, &str); 25] = [
+const COMMANDS: [(&str, &str); 27] = [
     ("demo", "See it work"),
     ("init", "write a commented greenlight.toml"),
     ("check", "every mistake at once"),
@@ -24,6 +24,8 @@ const COMMANDS: [(&str, &str); 25] = [
     ("abort", "Turn the open rollout back"),
     ("history", "the steps of one"),
     ("report", "report"),
+    ("issue", "what you saw"),
+    ("action", "green light of a role"),
     ("hosts", "whether it answers"),
     ("logs", "last lines"),
     ("exec", "Run a command on the hosts"),

@@ -120,6 +120,7 @@ pub(super) fn show(body: &RecordBody) -> String {
         RecordBody::Noted { note, .. } => format!("{note:?}"),
         RecordBody::OperatorAsked { request, .. } => format!("the operator asks: {request:?}"),
         RecordBody::RolloutEnded { outcome, .. } => format!("ended: {outcome:?}"),
+        RecordBody::Journal { entry } => format!("journal: {entry:?}"),
         RecordBody::EvidenceAdded { evidence } => format!("evidence: {}", evidence.fact.summary()),
         RecordBody::ReleaseMarked { bad, .. } => format!("marked: {bad:?}"),
     }

@@ -144,6 +144,7 @@ impl Trial<'_> {
             // Every controller here shares the log, so that none adopts anything; nobody settles a migration by hand.
             RecordBody::ReleaseMarked { .. }
             | RecordBody::EvidenceAdded { .. }
+            | RecordBody::Journal { .. }
             | RecordBody::RolloutAdopted { .. }
             | RecordBody::MigrationDone { .. } => {}
             RecordBody::RolloutStarted { plan, .. } => self.started(plan),
