@@ -8,34 +8,25 @@
 
 mod support;
 
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use greenlight_testbed::http::Request;
-use greenlight_testbed::{Bed, HaProxy, Host, Init, Load, LoadHandle, wait};
-use serde_json::Value;
+use greenlight_testbed::{HaProxy, Host, Init, Load, LoadHandle, wait};
+use support::served::{self, HOSTS, PORT, Served};
 use support::{Begun, DEADLINE, Ended, Site};
 
-const HOSTS: [&str; 3] = ["web1", "web2", "web3"];
-const PORT: u16 = 8000;
+const PREPARE: &str =
+    r#"prepare = ["while test -e /run/hold-stage; do : > /run/hold-stage.seen; sleep 0.05; done"]"#;
 
-const FLEET: &str = r#"
-[service.web]
-prepare = ["while test -e /run/hold-stage; do : > /run/hold-stage.seen; sleep 0.05; done"]
-
-[service.web.process.web]
+const PROCESS: &str = r#"
 run = "sh start.sh {port}"
-port = 8000
 health = { http = "/health", release = "/version" }
 start_timeout = "30s"
 stop_timeout = "5s"
-
-[environment.production]
-hosts.web = ["web[1-3]"]
-balancer = { haproxy = "lb:/run/haproxy/admin.sock", backend = "web" }
-strategy = { kind = "blue-green", floor = 1 }
-timeouts = { connect = "5s", drain = "90s", admit = "20s" }
 "#;
+
+/// A deploy that had nothing to complain of.
+const DONE: [&str; 2] = ["", "DONE in"];
 
 /// What it logs goes nowhere: an application that fails because it cannot log would fail by itself on a full disk.
 const START: &str = r#"
@@ -43,23 +34,16 @@ while test -e /run/hold-start; do : > /run/hold-start.seen; sleep 0.05; done
 exec python3 app.py --port "$1" > /dev/null
 "#;
 
-/// Nothing here may hide a failure from the client: a request goes to one server once. A reload ends a client's idle
-/// connection only with an answer. `x-server` chooses a server.
-const BALANCER: &str = "\
-frontend web-in
-    bind :80
-    option idle-close-on-response
-    default_backend web
-
-backend web
-    balance roundrobin
-    retries 0
-    option httpchk GET /health
-    timeout check 5s
+/// It knows its servers' states again after a reload. `x-server` chooses a server.
+const BACKEND: &str = "    \
     load-server-state-from-file global
-    default-server check inter 200ms fall 3 rise 1
     use-server web1 if { req.hdr(x-server) web1 }
 ";
+
+/// Requests of the load in a second, over all its connections.
+const REQUESTS_PER_SECOND: u32 = 50;
+
+const TIMEOUTS: &str = r#"connect = "5s", drain = "90s", admit = "20s""#;
 
 /// What takes all room on the small file system.
 const FILL: &str = "/srv/fill";
@@ -108,22 +92,14 @@ enum Fault {
 /// When what was struck comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Heals {
-    /// At once.
     AtOnce,
     /// When the deploy has ended.
-    WhenEnded,
+    Later,
 }
 
-/// One fault in one phase.
-struct Case {
-    fault: Fault,
-    phase: Phase,
-    heals: Heals,
-    /// How the deploy ends.
-    exits: i32,
-    /// What the operator reads: first what is wrong, then how it ended.
-    says: &'static [&'static str],
-}
+/// One fault in one phase: when it is over, how the deploy ends, and what the operator reads: first what is wrong, then
+/// how it ended.
+type Case = (Fault, Phase, Heals, i32, [&'static str; 2]);
 
 impl Fault {
     fn name(self) -> &'static str {
@@ -150,11 +126,11 @@ impl Fault {
             Self::HostKilled => host.kill().unwrap(),
             Self::HostCrashed => host.crash().unwrap(),
             Self::LinkCut => host.cut().unwrap(),
-            Self::LinkCutOneWay => host.mute_to(table.site.bed.hub_address()).unwrap(),
+            Self::LinkCutOneWay => host.mute_to(table.served.site.bed.hub_address()).unwrap(),
             Self::DiskFull => fill(host),
             Self::AgentKilled => kill_agents(host),
-            Self::BalancerReloaded => table.haproxy.reload(true).unwrap(),
-            Self::BalancerReloadedWithoutState => table.haproxy.reload(false).unwrap(),
+            Self::BalancerReloaded => table.served.haproxy.reload(true).unwrap(),
+            Self::BalancerReloadedWithoutState => table.served.haproxy.reload(false).unwrap(),
         }
     }
 
@@ -167,7 +143,7 @@ impl Fault {
                 host.boot().unwrap();
             }
             Self::LinkCut => host.heal().unwrap(),
-            Self::LinkCutOneWay => host.unmute_to(table.site.bed.hub_address()).unwrap(),
+            Self::LinkCutOneWay => host.unmute_to(table.served.site.bed.hub_address()).unwrap(),
             Self::DiskFull => {
                 host.run("rm", &["-f", FILL]).unwrap();
             }
@@ -188,38 +164,21 @@ struct Row {
 }
 
 struct Table<'a> {
-    site: &'a Site<'a>,
-    haproxy: &'a HaProxy,
-    load: LoadHandle,
-    releases: usize,
+    served: Served<'a>,
     rows: Vec<Row>,
 }
 
 impl<'a> Table<'a> {
-    fn begin(site: &'a Site<'a>, haproxy: &'a HaProxy) -> Self {
-        site.project.write("start.sh", START).unwrap();
-        site.release("r1", &[]);
-        site.greenlight(&["deploy", "production"]).exits(0);
-        haproxy.wait_until_up("web", DEADLINE).unwrap();
-        let load = Load::to((haproxy.host().address(), 80).into())
-            .connections(4)
-            .per_second(50)
-            .timeout(Duration::from_secs(30))
-            .start(site.bed);
-        load.wait_for(50, DEADLINE).unwrap();
-        Self { site, haproxy, load, releases: 1, rows: Vec::new() }
-    }
-
     fn victim(&self) -> &'a Host {
-        self.site.bed.host(HOSTS[0])
+        self.served.site.bed.host(HOSTS[0])
     }
 
     fn case(&mut self, case: &Case) {
-        let Case { fault, phase, heals, exits, says } = case;
-        let (before, errors, began) = (self.load.report(), self.errors(), Instant::now());
-        let old = self.site.answer(HOSTS[1], PORT);
+        let (fault, phase, heals, exits, says) = case;
+        let (before, errors, began) = (self.served.load.report(), self.errors(), Instant::now());
+        let old = self.served.version(HOSTS[1]);
+        let new = self.served.release();
         let (deploy, session) = self.hold_in(*phase);
-        let new = format!("r{}", self.releases);
         fault.strike(self);
         if *heals == Heals::AtOnce {
             fault.heal(self);
@@ -229,7 +188,7 @@ impl<'a> Table<'a> {
         if (*fault, *phase) == (Fault::DiskFull, Phase::Staging) {
             self.one_line_and_nothing_left(&ended, &old);
         }
-        if *heals == Heals::WhenEnded {
+        if *heals == Heals::Later {
             fault.heal(self);
         }
         drop(session);
@@ -238,20 +197,20 @@ impl<'a> Table<'a> {
         if *exits != 0 {
             if *exits == 1 {
                 // What was turned back or refused is as it was, without anybody's help.
+                let site = &self.served.site;
                 wait::until("the host to answer as before", DEADLINE, || {
-                    let answer = self.site.bed.get(self.site.address(HOSTS[0], PORT), "/version");
+                    let answer = site.bed.get(site.address(HOSTS[0], PORT), "/version");
                     let text = answer.map_err(|error| error.to_string())?.text();
                     if text.contains(&format!("{old:?}")) { Ok(()) } else { Err(text) }
                 })
                 .unwrap();
             }
-            self.site.begin(&["deploy", "production"]).end_within(ROLLOUT_DEADLINE).exits(0);
+            self.served.site.begin(&["deploy", "production"]).end_within(ROLLOUT_DEADLINE).exits(0);
             way.push_str(", deploy");
         }
         let seconds = began.elapsed().as_secs_f64();
-        self.are_on(&new);
-        self.load.wait_for(20, DEADLINE).unwrap();
-        let after = self.load.report();
+        self.served.are_on(&new);
+        let after = self.served.settled();
         let failed = after.failed - before.failed;
         let line = |text: &str| {
             let found = ended.stderr.lines().chain(ended.stdout.lines()).find(|line| line.contains(text));
@@ -274,7 +233,7 @@ impl<'a> Table<'a> {
         } else {
             assert_eq!(failed, 0, "{} in {phase:?}: {:#?}\n{ended}", fault.name(), after.reasons);
         }
-        self.site.printed.borrow_mut().clear();
+        self.served.site.printed.borrow_mut().clear();
     }
 
     /// Asserts that a staging that found no room is one line of its host, and that nothing of it is there.
@@ -288,7 +247,7 @@ impl<'a> Table<'a> {
 
     /// Requests that failed on each server, as HAProxy counts them since it was started.
     fn errors(&self) -> Vec<(String, u64)> {
-        let statistics = self.haproxy.command("show stat").unwrap();
+        let statistics = self.served.haproxy.command("show stat").unwrap();
         let mut lines = statistics.lines().map(|line| line.split(',').collect::<Vec<_>>());
         let header = lines.next().unwrap();
         let place =
@@ -304,11 +263,9 @@ impl<'a> Table<'a> {
             .collect()
     }
 
-    /// Begins a deploy of a new release and comes back when its first host is in the middle of a phase, with the request
+    /// Begins a deploy of the new release and comes back when its first host is in the middle of a phase, with the request
     /// that keeps a session open there.
-    fn hold_in(&mut self, phase: Phase) -> (Begun<'a>, Option<LoadHandle>) {
-        self.releases += 1;
-        self.site.release(&format!("r{}", self.releases), &[]);
+    fn hold_in(&self, phase: Phase) -> (Begun<'_>, Option<LoadHandle>) {
         let host = self.victim();
         if let Some(hold) = phase.hold() {
             host.run("rm", &["-f", &format!("{hold}.seen")]).unwrap();
@@ -318,7 +275,7 @@ impl<'a> Table<'a> {
         // What it says of sessions is said to who asks for more.
         let arguments = ["deploy", "production", "--verbose"];
         let arguments = &arguments[..if phase == Phase::Draining { 3 } else { 2 }];
-        let mut deploy = self.site.begin_with(arguments, |command| {
+        let mut deploy = self.served.site.begin_with(arguments, |command| {
             if phase == Phase::Confirming {
                 command.env("GREENLIGHT_STOP_AT", "before the record that confirm of web1/web began");
             }
@@ -352,34 +309,14 @@ impl<'a> Table<'a> {
 
     /// A request to the first host that is not answered until the file is gone.
     fn open_session(&self) -> LoadHandle {
-        let session = Load::to((self.haproxy.host().address(), 80).into())
+        let session = Load::to((self.served.haproxy.host().address(), 80).into())
             .connections(1)
             .per_second(1)
             .timeout(Duration::from_secs(180))
             .requests(|_| Request::get("/held?by=/run/hold-request").header("x-server", HOSTS[0]))
-            .start(self.site.bed);
+            .start(self.served.site.bed);
         self.wait_for_file(Phase::Draining);
         session
-    }
-
-    /// Asserts that every host is on this release, proven, in traffic and nobody's.
-    #[track_caller]
-    fn are_on(&self, version: &str) {
-        let ended = self.site.greenlight(&["status", "production", "--json"]);
-        let status: Value = serde_json::from_str(&ended.stdout).unwrap();
-        let environment = &status["environments"][0];
-        assert_eq!(environment["open"], Value::Null, "{ended}");
-        let instances = environment["instances"].as_array().unwrap();
-        for instance in instances {
-            assert_eq!(instance["proven"], instance["release"], "{ended}");
-            assert_eq!(instance["report"]["ledger"]["claim"], Value::Null, "{ended}");
-            assert_eq!(instance["traffic"]["admitted"], true, "{ended}");
-            assert_eq!(instance["traffic"]["up"], true, "{ended}");
-        }
-        for host in HOSTS {
-            assert_eq!(self.site.answer(host, PORT), version, "the answer of {host}:\n{ended}");
-        }
-        ended.exits(0);
     }
 
     fn print(&self) {
@@ -393,8 +330,7 @@ impl<'a> Table<'a> {
             ));
             lines.iter().for_each(|line| text.push_str(&format!("    {line}\n")));
         }
-        // Not by `print!`, which a test that passes keeps to itself: the table is what it is for.
-        std::io::stdout().lock().write_all(text.as_bytes()).unwrap();
+        served::show(&text);
     }
 }
 
@@ -405,213 +341,91 @@ impl Drop for Table<'_> {
     }
 }
 
-fn haproxy(bed: &Bed) -> HaProxy {
-    let servers: String =
-        HOSTS.iter().map(|name| format!("    server {name} {}:{PORT}\n", bed.host(name).address())).collect();
-    bed.haproxy("lb", &format!("{}{BALANCER}{servers}", HaProxy::STATE)).unwrap()
-}
-
 #[test]
 fn a_host_or_its_link_goes_away_in_each_phase() {
+    use Fault::{HostCrashed, HostKilled, LinkCut, LinkCutOneWay};
+    use Heals::{AtOnce, Later};
+    use Phase::{Activating, Confirming, Draining, Staging};
+    const SILENT: &str = "web1 does not answer";
     run(
         "faults-hosts",
         Init::Systemd,
         &[
-            Case {
-                fault: Fault::HostKilled,
-                phase: Phase::Staging,
-                heals: Heals::WhenEnded,
-                exits: 1,
-                says: &["web1 does not answer", "REFUSED, nothing was changed"],
-            },
-            Case {
-                fault: Fault::HostKilled,
-                phase: Phase::Draining,
-                heals: Heals::WhenEnded,
-                exits: 4,
-                says: &["web1 does not answer", "NOT FULLY TURNED BACK"],
-            },
-            Case {
-                fault: Fault::HostCrashed,
-                phase: Phase::Activating,
-                heals: Heals::WhenEnded,
-                exits: 4,
-                says: &["web1 does not answer", "NOT FULLY TURNED BACK"],
-            },
-            Case {
-                fault: Fault::HostKilled,
-                phase: Phase::Confirming,
-                heals: Heals::WhenEnded,
-                exits: 4,
-                says: &["web1 does not answer", "NOT FULLY TURNED BACK"],
-            },
-            Case {
-                fault: Fault::LinkCut,
-                phase: Phase::Staging,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::LinkCut,
-                phase: Phase::Draining,
-                heals: Heals::WhenEnded,
-                exits: 1,
-                says: &["web1 does not answer", "TURNED BACK, all as before"],
-            },
-            Case {
-                fault: Fault::LinkCut,
-                phase: Phase::Activating,
-                heals: Heals::WhenEnded,
-                exits: 4,
-                says: &["web1 does not answer", "NOT FULLY TURNED BACK"],
-            },
-            Case {
-                fault: Fault::LinkCutOneWay,
-                phase: Phase::Confirming,
-                heals: Heals::WhenEnded,
-                exits: 4,
-                says: &["web1 does not answer", "NOT FULLY TURNED BACK"],
-            },
+            (HostKilled, Staging, Later, 1, [SILENT, "REFUSED, nothing was changed"]),
+            (HostKilled, Draining, Later, 4, [SILENT, "NOT FULLY TURNED BACK"]),
+            (HostCrashed, Activating, Later, 4, [SILENT, "NOT FULLY TURNED BACK"]),
+            (HostKilled, Confirming, Later, 4, [SILENT, "NOT FULLY TURNED BACK"]),
+            (LinkCut, Staging, AtOnce, 0, DONE),
+            (LinkCut, Draining, Later, 1, [SILENT, "TURNED BACK, all as before"]),
+            (LinkCut, Activating, Later, 4, [SILENT, "NOT FULLY TURNED BACK"]),
+            (LinkCutOneWay, Confirming, Later, 4, [SILENT, "NOT FULLY TURNED BACK"]),
         ],
     );
 }
 
 #[test]
 fn a_disk_fills_up_and_an_agent_or_the_balancer_restarts_in_each_phase() {
+    use Fault::{AgentKilled, BalancerReloaded, BalancerReloadedWithoutState, DiskFull};
+    use Heals::{AtOnce, Later};
+    use Phase::{Activating, Confirming, Draining, Staging};
     run(
         "faults-parts",
         Init::None,
         &[
-            Case {
-                fault: Fault::DiskFull,
-                phase: Phase::Staging,
-                heals: Heals::WhenEnded,
-                exits: 1,
-                says: &["stage failed", "REFUSED, nothing was changed"],
-            },
-            Case {
-                fault: Fault::DiskFull,
-                phase: Phase::Draining,
-                heals: Heals::WhenEnded,
-                exits: 4,
-                says: &[
+            (DiskFull, Staging, Later, 1, ["stage failed", "REFUSED, nothing was changed"]),
+            (
+                DiskFull,
+                Draining,
+                Later,
+                4,
+                [
                     "the file system /srv has 0 B free, and a change of /srv/web needs 1.0 MiB",
                     "NOT FULLY TURNED BACK",
                 ],
-            },
-            Case {
-                fault: Fault::DiskFull,
-                phase: Phase::Activating,
-                heals: Heals::WhenEnded,
-                exits: 4,
-                says: &["activate failed", "NOT FULLY TURNED BACK"],
-            },
-            Case {
-                fault: Fault::DiskFull,
-                phase: Phase::Confirming,
-                heals: Heals::WhenEnded,
-                exits: 4,
-                says: &["confirm failed", "NOT FULLY TURNED BACK"],
-            },
-            Case {
-                fault: Fault::AgentKilled,
-                phase: Phase::Staging,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["the connection to web1 was lost during the staging", "DONE in"],
-            },
-            Case {
-                fault: Fault::AgentKilled,
-                phase: Phase::Draining,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::AgentKilled,
-                phase: Phase::Activating,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["the connection to web1 was lost during the activation", "DONE in"],
-            },
-            Case {
-                fault: Fault::AgentKilled,
-                phase: Phase::Confirming,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::BalancerReloaded,
-                phase: Phase::Staging,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::BalancerReloaded,
-                phase: Phase::Draining,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::BalancerReloaded,
-                phase: Phase::Activating,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::BalancerReloaded,
-                phase: Phase::Confirming,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::BalancerReloadedWithoutState,
-                phase: Phase::Staging,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::BalancerReloadedWithoutState,
-                phase: Phase::Draining,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::BalancerReloadedWithoutState,
-                phase: Phase::Activating,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
-            Case {
-                fault: Fault::BalancerReloadedWithoutState,
-                phase: Phase::Confirming,
-                heals: Heals::AtOnce,
-                exits: 0,
-                says: &["DONE in"],
-            },
+            ),
+            (DiskFull, Activating, Later, 4, ["activate failed", "NOT FULLY TURNED BACK"]),
+            (DiskFull, Confirming, Later, 4, ["confirm failed", "NOT FULLY TURNED BACK"]),
+            (
+                AgentKilled,
+                Staging,
+                AtOnce,
+                0,
+                ["the connection to web1 was lost during the staging", "DONE in"],
+            ),
+            (AgentKilled, Draining, AtOnce, 0, DONE),
+            (
+                AgentKilled,
+                Activating,
+                AtOnce,
+                0,
+                ["the connection to web1 was lost during the activation", "DONE in"],
+            ),
+            (AgentKilled, Confirming, AtOnce, 0, DONE),
+            (BalancerReloaded, Staging, AtOnce, 0, DONE),
+            (BalancerReloaded, Draining, AtOnce, 0, DONE),
+            (BalancerReloaded, Activating, AtOnce, 0, DONE),
+            (BalancerReloaded, Confirming, AtOnce, 0, DONE),
+            (BalancerReloadedWithoutState, Staging, AtOnce, 0, DONE),
+            (BalancerReloadedWithoutState, Draining, AtOnce, 0, DONE),
+            (BalancerReloadedWithoutState, Activating, AtOnce, 0, DONE),
+            (BalancerReloadedWithoutState, Confirming, AtOnce, 0, DONE),
         ],
     );
 }
 
 /// Runs cases on a bed, one after the other.
 fn run(name: &str, init: Init, cases: &[Case]) {
-    let bed = Bed::builder(name).hosts(HOSTS, init).host("lb", Init::None).up().unwrap();
-    if cases.iter().any(|case| case.fault == Fault::DiskFull) {
+    let bed = served::bed(name, init);
+    if cases.iter().any(|(fault, ..)| *fault == Fault::DiskFull) {
         // As much as a preflight asks for, and a little more.
         bed.host(HOSTS[0]).run("mount", &["-t", "tmpfs", "-o", "size=80m", "tmpfs", "/srv"]).unwrap();
     }
-    let haproxy = haproxy(&bed);
-    let site = Site::new(&bed, FLEET);
-    let mut table = Table::begin(&site, &haproxy);
+    let haproxy = served::haproxy(&bed, HaProxy::STATE, BACKEND);
+    let site = Site::new(&bed, &served::fleet(PREPARE, PROCESS, TIMEOUTS));
+    site.project.write("start.sh", START).unwrap();
+    site.release("r1", &[]);
+    let served = Served::begin(site, &haproxy, REQUESTS_PER_SECOND);
+    let mut table = Table { served, rows: Vec::new() };
     cases.iter().for_each(|case| table.case(case));
 }
 

@@ -1,9 +1,9 @@
 //! The main job on real parts: kinto, an application that is not ours, goes from 17.0.0 to 26.5.0 and back on three hosts
 //! over ssh, behind HAProxy, with PostgreSQL and its migrations, while clients read and write.
 //!
-//! Proven, once rolling under systemd and once blue-green under supervisord: no request fails, every write that was
-//! acknowledged is there afterwards, HAProxy never serves from fewer hosts than the floor, and the database's password
-//! is nowhere but where it belongs. The first run downloads kinto's wheels with pip, as the machine is configured;
+//! Proven, once rolling and then blue-green, on hosts under systemd and under supervisord: no request fails, every write
+//! that was acknowledged is there afterwards, HAProxy never serves from fewer hosts than the floor, and the database's
+//! password is nowhere but where it belongs. The second time, both releases are on the hosts already. The first run downloads kinto's wheels with pip, as the machine is configured;
 //! later ones find them in the bed's cache directory.
 //!
 //! Each connection that writes has a collection of its own: kinto itself refuses two writes to one collection in the
@@ -17,8 +17,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use greenlight_testbed::http::Request;
@@ -28,7 +28,8 @@ use greenlight_testbed::{
 };
 use serde_json::Value;
 
-const HOSTS: [&str; 3] = ["web1", "web2", "web3"];
+const HOSTS: [(&str, Init); 3] =
+    [("web1", Init::Systemd), ("web2", Init::Supervisord), ("web3", Init::Systemd)];
 const PORT: u16 = 8000;
 const JSON: &str = "application/json";
 
@@ -46,9 +47,6 @@ const REQUESTS_DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks at HAProxy and at the arguments of all processes.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Two fleets that install packages at once would measure each other.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
 struct Version {
     name: &'static str,
     requirements: &'static str,
@@ -62,40 +60,23 @@ const NEW: Version =
     Version { name: "26.5.0", requirements: include_str!("kinto/requirements-26.5.0.txt"), schema: "26" };
 
 #[test]
-fn kinto_rolls_under_systemd() {
-    release("rolling", Init::Systemd, r#"{ kind = "rolling", batch = 1, floor = 2 }"#, 2);
-}
-
-#[test]
-fn kinto_goes_blue_green_under_supervisord() {
-    release("blue-green", Init::Supervisord, r#"{ kind = "blue-green", floor = 1 }"#, 1);
-}
-
-fn release(strategy_name: &str, init: Init, strategy: &str, floor: usize) {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut site = Site::up(strategy_name, init, strategy);
+fn kinto_goes_there_and_back_rolling_and_blue_green() {
+    let mut site = Site::up();
+    site.set_strategy(r#"{ kind = "rolling", batch = 1, floor = 2 }"#);
     let old = site.build(&OLD);
     let new = site.build(&NEW);
-
     site.roll(&["deploy", "production", OLD.name], &old);
     site.expect_schema(&OLD);
     site.create_collections();
 
     let load = UnderLoad::start(&site);
-    let serving = site.roll(&["deploy", "production", NEW.name], &new);
-    assert!(serving >= floor, "HAProxy served from {serving} hosts; the floor is {floor}");
-    site.expect_schema(&NEW);
-    load.wait();
-    let (acknowledged, found) = site.count_writes(&load.write_reports());
-    assert_eq!(acknowledged, found, "writes are missing after the way forward");
-
-    let serving = site.roll(&["rollback", "production"], &old);
-    assert!(serving >= floor, "HAProxy served from {serving} hosts; the floor is {floor}");
-    load.wait();
+    site.there_and_back(&load, &old, &new, 2);
+    site.set_strategy(r#"{ kind = "blue-green", floor = 1 }"#);
+    site.there_and_back(&load, &old, &new, 1);
     let load = load.stop();
     let (acknowledged, found) = site.count_writes(&load.writes);
 
-    println!("\nkinto {} -> {} -> {}, {strategy_name} under {init:?}", OLD.name, NEW.name, OLD.name);
+    println!("\nkinto {} -> {} -> {}, rolling and then blue-green", OLD.name, NEW.name, OLD.name);
     site.print_phases();
     load.print();
     println!("  writes acknowledged {acknowledged}, found {found}");
@@ -120,7 +101,8 @@ struct Built {
 /// The bed, the project, and what was seen of them.
 struct Site {
     bed: Bed,
-    init: Init,
+    /// Its fleet file, without a strategy.
+    fleet: String,
     project: Project,
     postgres: Postgres,
     haproxy: HaProxy,
@@ -130,9 +112,10 @@ struct Site {
 }
 
 impl Site {
-    fn up(name: &str, init: Init, strategy: &str) -> Self {
-        let bed = Bed::builder(&format!("kinto-{name}"))
-            .hosts(HOSTS, init)
+    fn up() -> Self {
+        let bed = HOSTS
+            .into_iter()
+            .fold(Bed::builder("kinto"), |bed, (name, init)| bed.host(name, init))
             .host("lb", Init::None)
             .host("db", Init::None)
             .up()
@@ -140,7 +123,7 @@ impl Site {
         let postgres = bed.postgres("db").unwrap();
         let servers: String = HOSTS
             .iter()
-            .map(|name| format!("    server {name} {}:{PORT}\n", bed.host(name).address()))
+            .map(|(name, _)| format!("    server {name} {}:{PORT}\n", bed.host(name).address()))
             .collect();
         let haproxy = bed.haproxy("lb", &[include_str!("kinto/haproxy.cfg"), &servers].concat()).unwrap();
 
@@ -150,7 +133,7 @@ impl Site {
         write_private(&password_file(&bed), postgres.password());
 
         let version = "import sys; print('%d.%d' % sys.version_info[:2])";
-        let python = bed.host(HOSTS[0]).run("python3", &["-c", version]).unwrap();
+        let python = bed.host(HOSTS[0].0).run("python3", &["-c", version]).unwrap();
         // The operator's own settings for pip, which the build steps go by.
         let wheels =
             [&OLD, &NEW].map(|version| format!("    {}\n", wheels(version, python.trim()).display()));
@@ -161,12 +144,27 @@ impl Site {
         let project = Project::new().unwrap();
         let fleet = include_str!("kinto/greenlight.toml")
             .replace("@PYTHON@", python.trim())
-            .replace("@SECRET@", secret.to_str().unwrap())
-            .replace("@STRATEGY@", strategy);
-        project.write("greenlight.toml", &fleet).unwrap();
+            .replace("@SECRET@", secret.to_str().unwrap());
         project.write("kinto.ini", include_str!("kinto/kinto.ini")).unwrap();
         project.write(".gitignore", ".greenlight/\n").unwrap();
-        Self { bed, init, project, postgres, haproxy, transcript: String::new(), phases: Vec::new() }
+        Self { bed, fleet, project, postgres, haproxy, transcript: String::new(), phases: Vec::new() }
+    }
+
+    fn set_strategy(&self, strategy: &str) {
+        self.project.write("greenlight.toml", &self.fleet.replace("@STRATEGY@", strategy)).unwrap();
+    }
+
+    /// Goes to the new release and back, under load, with never fewer hosts serving than the floor.
+    fn there_and_back(&mut self, load: &UnderLoad, old: &Built, new: &Built, floor: usize) {
+        let serving = self.roll(&["deploy", "production", NEW.name], new);
+        assert!(serving >= floor, "HAProxy served from {serving} hosts; the floor is {floor}");
+        self.expect_schema(&NEW);
+        load.wait();
+        let (acknowledged, found) = self.count_writes(&load.write_reports());
+        assert_eq!(acknowledged, found, "writes are missing after the way forward");
+        let serving = self.roll(&["rollback", "production"], old);
+        assert!(serving >= floor, "HAProxy served from {serving} hosts; the floor is {floor}");
+        load.wait();
     }
 
     /// Commits a version and builds it, in the machine's own network.
@@ -193,12 +191,12 @@ impl Site {
         let began = Instant::now();
         let output = under_watch(&seen, &self.haproxy, self.postgres.password(), || output_of(&mut command));
         let ended = self.ended(&title, began, &output.unwrap());
-        for host in HOSTS {
+        for (host, init) in HOSTS {
             assert_eq!(ended["running"][format!("{host}/kinto")], release.id.as_str(), "{ended:#}");
             let address = SocketAddr::from((self.bed.host(host).address(), PORT));
             let answer = self.bed.get(address, "/v1/__version__").unwrap().text();
             assert!(answer.contains(&release.commit), "{host} answers {answer}");
-            self.expect_manager(host);
+            self.expect_manager(host, init);
         }
         self.note_phases(ended["rollout"].as_str().unwrap());
         let seen = seen.into_inner().unwrap();
@@ -244,8 +242,8 @@ impl Site {
     }
 
     /// The process runs under the host's own manager, and not beside it.
-    fn expect_manager(&self, host: &str) {
-        let (program, arguments, expected) = match self.init {
+    fn expect_manager(&self, host: &str, init: Init) {
+        let (program, arguments, expected) = match init {
             Init::Systemd => ("systemctl", ["is-active", "greenlight-kinto-web.service"], "active"),
             _ => ("supervisorctl", ["status", "greenlight-kinto-web"], "RUNNING"),
         };
@@ -308,7 +306,7 @@ impl Site {
                 assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
             }
             // The search itself would find it.
-            let runs_kinto = HOSTS.contains(&host.name());
+            let runs_kinto = HOSTS.iter().any(|(name, _)| *name == host.name());
             assert_eq!(!found.is_empty(), runs_kinto, "{}: {found:?}", host.name());
         }
     }

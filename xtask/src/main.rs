@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Parser, Subcommand};
 
 mod bed;
+mod bed_tests;
 mod deny;
 mod dependencies;
 mod layers;

@@ -9,14 +9,11 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use greenlight_testbed::{Base, cache_directory, required_packages};
+use greenlight_testbed::required_packages;
 use serde::Deserialize;
 
 use crate::workbench::Tool;
-use crate::{Error, FAILED, MISSING, bed, cargo, dependencies, layers};
-
-/// Beds at a time. Two cores boot and load two beds without missing the deadlines of what runs in them.
-const BEDS_AT_ONCE: u32 = 2;
+use crate::{Error, FAILED, MISSING, bed, bed_tests, cargo, dependencies, layers};
 
 /// New hostile inputs for each target: some seconds in all. What was found before is in the corpus, which is fed first.
 const FUZZ_RUNS: &str = "300";
@@ -56,18 +53,18 @@ impl Options {
 
 /// What came of a step.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
 }
 
 impl Counts {
-    fn of(passed: bool) -> Self {
+    pub(crate) fn of(passed: bool) -> Self {
         Self { passed: u64::from(passed), failed: u64::from(!passed), ignored: 0 }
     }
 
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
@@ -154,7 +151,7 @@ pub(crate) fn run(options: &Options, seconds: u64) -> Result<ExitCode, Error> {
         });
     }
     if options.includes(Part::Bed) {
-        run.step("tests on a bed", || bed_tests(options));
+        run.step("tests on a bed", || bed_tests::run(options.filter.as_deref()));
     }
     Ok(run.finish())
 }
@@ -228,65 +225,8 @@ fn is_there(tool: &str) -> bool {
         .any(|directory| directory.join(tool).is_file())
 }
 
-fn bed_tests(options: &Options) -> Result<Counts, Error> {
-    if !check(cargo().args(["build", "--package", "greenlight", "--locked"]))
-        .is_ok_and(|counts| counts.failed == 0)
-    {
-        println!("the program under test does not build");
-        return Ok(Counts::of(false));
-    }
-    let program = target_directory()?.join("debug/greenlight");
-    let agent_tests = agent_tests()?;
-    if !Base::is_ready()? {
-        println!(
-            "the first bed builds the base root of all hosts, once: about a minute, in {}",
-            cache_directory().display()
-        );
-    }
-    let mut command = cargo();
-    command
-        .args(["test", "--package", "greenlight-testbed", "--test", "*", "--locked", "--no-fail-fast"])
-        .env("GREENLIGHT_BIN", program)
-        .env("GREENLIGHT_AGENT_TESTS", agent_tests)
-        .env("GREENLIGHT_BED", cache_directory())
-        .env("RUST_TEST_THREADS", BEDS_AT_ONCE.to_string());
-    if !rustix::process::geteuid().is_root() {
-        // Only the tests themselves run as root, not the compiler.
-        command.env(
-            format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace('-', "_")),
-            "sudo -n --preserve-env=PATH,GREENLIGHT_BIN,GREENLIGHT_AGENT_TESTS,GREENLIGHT_BED,GREENLIGHT_BED_KEEP,GREENLIGHT_KILL_POINTS,RUST_TEST_THREADS,RUST_BACKTRACE",
-        );
-    }
-    tests(&mut command, options)
-}
-
-/// The agent's compiled integration tests, some of which are for hosts that they may change.
-fn agent_tests() -> Result<PathBuf, Error> {
-    #[derive(Deserialize)]
-    struct Built {
-        executable: Option<PathBuf>,
-        target: Target,
-    }
-    #[derive(Deserialize)]
-    struct Target {
-        name: String,
-    }
-    let output = cargo()
-        .args(["test", "--package", "greenlight-agent", "--test", "agent", "--no-run", "--locked"])
-        .args(["--message-format", "json"])
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(Error::system("start cargo test"))?;
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Built>(line).ok())
-        .filter(|built| built.target.name == "agent")
-        .find_map(|built| built.executable)
-        .ok_or_else(|| Error::Refused("the agent's tests do not build".into()))
-}
-
 /// Runs a command that is a check by itself.
-fn check(command: &mut Command) -> Result<Counts, Error> {
+pub(crate) fn check(command: &mut Command) -> Result<Counts, Error> {
     let status = command.status().map_err(Error::system("start cargo"))?;
     Ok(Counts::of(status.success()))
 }
@@ -324,7 +264,7 @@ fn tests(command: &mut Command, options: &Options) -> Result<Counts, Error> {
 }
 
 /// Counts of a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-fn closing_line(line: &str) -> Option<Counts> {
+pub(crate) fn closing_line(line: &str) -> Option<Counts> {
     let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let count = |name: &str| {
         rest.split("; ").find_map(|part| part.strip_suffix(name)?.trim_end().parse::<u64>().ok())
@@ -332,7 +272,7 @@ fn closing_line(line: &str) -> Option<Counts> {
     Some(Counts { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
 }
 
-fn target_directory() -> Result<PathBuf, Error> {
+pub(crate) fn target_directory() -> Result<PathBuf, Error> {
     #[derive(Deserialize)]
     struct Metadata {
         target_directory: PathBuf,
@@ -344,13 +284,6 @@ fn target_directory() -> Result<PathBuf, Error> {
     let metadata: Metadata = serde_json::from_slice(&output.stdout)
         .map_err(|error| Error::system("read what cargo metadata says")(error.into()))?;
     Ok(metadata.target_directory)
-}
-
-fn host_triple() -> Result<String, Error> {
-    let output = Command::new("rustc").arg("-vV").output().map_err(Error::system("start rustc"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).ok_or_else(|| Error::Refused("rustc -vV names no host".into()))
 }
 
 #[cfg(test)]
