@@ -378,10 +378,7 @@ fn a_disk_fills_up_and_an_agent_or_the_balancer_restarts_in_each_phase() {
                 Draining,
                 Later,
                 4,
-                [
-                    "the file system /srv has 0 B free, and a change of /srv/web needs 1.0 MiB",
-                    "NOT FULLY TURNED BACK",
-                ],
+                ["the file system /srv is full (0 B free, a change needs 1.0 MiB)", "NOT FULLY TURNED BACK"],
             ),
             (DiskFull, Activating, Later, 4, ["activate failed", "NOT FULLY TURNED BACK"]),
             (DiskFull, Confirming, Later, 4, ["confirm failed", "NOT FULLY TURNED BACK"]),

@@ -36,15 +36,13 @@ pub(crate) fn explain(request: &Request, error: AgentError) -> AgentError {
 }
 
 /// Which file system is full, and what can be removed from it. Completes a sentence.
-pub(crate) fn why(layout: &Layout, free: u64) -> String {
+fn why(layout: &Layout, free: u64) -> String {
     let releases = fs::read_dir(layout.releases()).map_or(0, |entries| entries.flatten().count());
     format!(
-        "the file system {} has {} free, and a change of {} needs {}. Make room on it and try again: {releases} releases are in \
-         {}, and a rollout that ends well removes all but the last `keep_releases` of the service; logs and other files there are not \
-         greenlight's to remove",
+        "the file system {} is full ({} free, a change needs {}): make room there and try again. {} has {releases} releases, of which a \
+         rollout that ends well leaves the last `keep_releases`",
         mount_point(layout.root()).display(),
         ByteSize(free),
-        layout.root().display(),
         ByteSize(FREE_BYTES_MIN),
         layout.releases().display(),
     )
