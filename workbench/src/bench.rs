@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: what is measured, each by a command of its own; a release onto hosts in [`transfer`].
+//! `cargo xtask bench`: what is measured, each by a command of its own; a release onto hosts in [`transfer`], the
+//! judgement of canaries in [`verdict`].
 //!
 //! `cargo xtask bench planner`: what a decision costs, and whether it grows faster than the fleet.
 //!
@@ -9,6 +10,7 @@
 mod cost;
 mod fleet;
 mod transfer;
+mod verdict;
 
 use std::time::Duration;
 
@@ -61,6 +63,9 @@ enum What {
     },
     /// A release of some 200 MB onto real hosts, beside what else people use for it. Exits with 1 when a limit is missed.
     Transfer(transfer::Options),
+    /// How often healthy canaries are aborted and how long faulty ones live, by our judge and by what others do. Exits with 1
+    /// when ours aborts more than 1 % of the healthy ones in any world, or takes longer than it may.
+    Verdict(verdict::Options),
 }
 
 /// The figures.
@@ -97,6 +102,7 @@ pub(crate) fn run(options: &Options) -> Result<bool, Error> {
     match &options.what {
         What::Planner { json } => planner(*json),
         What::Transfer(options) => transfer::run(options),
+        What::Verdict(options) => verdict::run(options),
     }
 }
 

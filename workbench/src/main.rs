@@ -16,7 +16,11 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "bench")]
 mod bench;
-#[cfg(feature = "fuzz")]
+#[cfg(any(feature = "bench", feature = "fuzz"))]
+#[cfg_attr(
+    not(feature = "fuzz"),
+    expect(dead_code, reason = "hostile inputs draw in more ways than simulated traffic")
+)]
 mod chance;
 #[cfg(feature = "fuzz")]
 mod fuzz;

@@ -50,7 +50,8 @@ enum Command {
     /// Hostile inputs for every place where bytes of others come in: `fuzz --help` tells the options.
     #[command(disable_help_flag = true)]
     Fuzz(workbench::Passed),
-    /// `bench planner [--json]`: what a decision costs, for 10 to 10,000 hosts.
+    /// `bench planner [--json]`: what a decision costs, for 10 to 10,000 hosts. `bench verdict [--json]`: how often healthy
+    /// canaries are aborted, and how long faulty ones live. `bench --help` tells of the others.
     #[command(disable_help_flag = true)]
     Bench(workbench::Passed),
     /// Licences, bans and sources of all dependencies by cargo-deny, which is installed below target/tools when

@@ -64,7 +64,7 @@ pub enum AgainstItselfError {
 }
 
 /// Cuts the past into stretches, and judges each against what the one before it taught. Missing traffic is left out: nobody
-/// gave these hosts a share to hold.
+/// gave these hosts a share to hold. `on_run` hears how many pretended canaries of how many have been judged.
 ///
 /// # Errors
 /// When there are fewer than two stable hosts or stretches.
@@ -72,6 +72,7 @@ pub fn against_itself(
     settings: &Settings,
     past: &[Interval],
     stretch_ms: u64,
+    mut on_run: impl FnMut(usize, usize),
 ) -> Result<AgainstItself, AgainstItselfError> {
     let mut settings = settings.clone();
     settings.comparisons.retain(|comparison| comparison.metric != Metric::Traffic);
@@ -94,11 +95,14 @@ pub fn against_itself(
         return Err(AgainstItselfError::TooShort { stretch_ms });
     }
     let mut runs = Vec::new();
+    let mut judged = 0;
     for pair in stretches.windows(2) {
         let [before, stretch] = pair else { continue };
         for host in &hosts {
             let run = run(&settings, host, before, stretch)?;
             runs.extend(run);
+            judged += 1;
+            on_run(judged, (stretches.len() - 1) * hosts.len());
         }
     }
     let count = |verdict: Verdict| runs.iter().filter(|run| run.verdict == verdict).count();

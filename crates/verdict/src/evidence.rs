@@ -195,6 +195,12 @@ impl Replay {
         &self.title
     }
 
+    /// What the judge was told.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        self.judge.settings()
+    }
+
     /// Intervals of the rollout so far.
     #[must_use]
     pub fn intervals(&self) -> usize {

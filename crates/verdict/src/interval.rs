@@ -81,6 +81,24 @@ impl Histogram {
         Self(filled.filter_map(|(bucket, count)| Some((u16::try_from(bucket).ok()?, *count))).collect())
     }
 
+    /// From buckets with their counts, each bucket once. A bucket beyond the settings' is refused with its interval.
+    #[must_use]
+    pub fn from_buckets(buckets: impl IntoIterator<Item = (usize, u64)>) -> Self {
+        let filled = buckets.into_iter().filter(|(_, count)| *count > 0);
+        Self(filled.map(|(bucket, count)| (u16::try_from(bucket).unwrap_or(u16::MAX), count)).collect())
+    }
+
+    /// What came since an earlier reading of the same counters, which only grow.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let before = |bucket: usize| {
+            earlier.buckets().find(|(known, _)| *known == bucket).map_or(0, |(_, count)| count)
+        };
+        Self::from_buckets(
+            self.buckets().map(|(bucket, count)| (bucket, count.saturating_sub(before(bucket)))),
+        )
+    }
+
     /// Whether nothing was counted.
     #[must_use]
     pub fn is_empty(&self) -> bool {

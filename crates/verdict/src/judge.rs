@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::burst::{Burst, ShareBurst};
 use crate::interval::{Arm, Interval, IntervalError, Tally, check};
-use crate::judgement::{Abort, Judgement};
+use crate::judgement::{Abort, Judgement, Verdict};
 use crate::negligible::Negligible;
 use crate::process::{Process, Stratum, ln_add};
 use crate::settings::{Comparison, Metric, Settings, SettingsError};
@@ -188,6 +188,18 @@ impl Judge {
     #[must_use]
     pub fn judgement(&self) -> Judgement {
         Judgement::of(self)
+    }
+
+    /// The answer alone: the same as the judgement's, at next to no cost.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        if self.abort.is_some() {
+            Verdict::Abort
+        } else if self.began_ms.is_some() && self.tests.iter().all(|test| test.has_passed) {
+            Verdict::Pass
+        } else {
+            Verdict::Inconclusive
+        }
     }
 
     /// ln of the evidence for an abort: of the weighted mean over all comparisons.

@@ -151,16 +151,9 @@ impl Judgement {
                 )
             })
             .collect();
-        let verdict = if judge.abort.is_some() {
-            Verdict::Abort
-        } else if judge.began_ms.is_some() && judge.tests.iter().all(|test| test.has_passed) {
-            Verdict::Pass
-        } else {
-            Verdict::Inconclusive
-        };
         let needed: Option<Vec<u64>> = findings.iter().map(|finding| finding.requests_needed).collect();
         Self {
-            verdict,
+            verdict: judge.verdict(),
             at_ms,
             elapsed_ms: at_ms.unwrap_or(began_ms).saturating_sub(began_ms),
             ln_evidence: judge.ln_evidence(),

@@ -42,7 +42,7 @@
 //! // Each second, or as often as counts are read: the differences of the counters since the last time.
 //! for second in 1..240 {
 //!     judge.observe(&interval(second * 1000, 5))?;
-//!     match judge.judgement().verdict {
+//!     match judge.verdict() {
 //!         Verdict::Pass => {}         // the next step may begin
 //!         Verdict::Inconclusive => {} // go on: `requests_needed` says how long
 //!         Verdict::Abort => break,    // all traffic to stable, at once
@@ -53,6 +53,10 @@
 //! assert!(judgement.to_string().starts_with("abort: the canary is worse"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//! From the built-in router: `bounds_us` is its `latency_bounds_us`; a cell is the difference of two readings of a row with the
+//! same backend, route and `since_generation` (`requests`, `bad()` as errors, `latency` by [`Histogram::since`]), and the later reading's
+//! `in_flight_ages` by [`Histogram::from_buckets`].
+//!
 //! [`Watch`] does the same for hard limits on hosts, [`until_abort`] says before the rollout how long a fault would stay unseen, and
 //! [`evidence`] is the file from which the whole judgement can be made again. A [`Judge`] is plain data and can be stored.
 //!

@@ -14,8 +14,8 @@
 //! ln E(ψ; ψ₀) += [ x_c·ln(q(ψ)/q(ψ₀)) + x_s·ln((1−q(ψ))/(1−q(ψ₀))) ] / φ
 //! ```
 //!
-//! is a test martingale while the ratio is ψ₀, and a supermartingale while it is on the other side of ψ₀ than ψ. The mean over
-//! [`ALTERNATIVES`] of them is one again, and by Ville's inequality exceeds 1/α at any time with probability at most α: it may
+//! is a test martingale while the ratio is ψ₀, and a supermartingale while it is on the other side of ψ₀ than ψ. A mean over
+//! [`ALTERNATIVES`] of them with weights chosen beforehand is one again, and by Ville's inequality exceeds 1/α at any time with probability at most α: it may
 //! be looked at as often as one likes. Counts: Lindon and Malek 2022 (arXiv 2011.03567). Requests that are good or bad
 //! instead of Poisson counts make it conservative at ψ₀ = 1 (Hoeffding 1963), approximate at other ψ₀. φ ≥ 1 tempers it for
 //! errors in bursts ([`crate::burst`]): a heuristic, exact only for bursts of equal size.
@@ -44,6 +44,11 @@ const LATTICE_END: i32 = 48;
 const LATTICE_POINTS: usize = 97;
 /// The smallest difference that an alternative looks for.
 const NEAREST_ALTERNATIVE: f64 = 1.1;
+/// The weights of the alternatives: a normal curve of their distance from the null hypothesis in ln ψ, around a factor of 3
+/// and wide enough to leave none out. Faults of that size are the ones whose delay matters: larger ones are found at once
+/// whatever their weight, smaller ones take their time. It makes up for what the late stake costs.
+const LIKELY_FACTOR: f64 = 3.0;
+const LIKELY_SPREAD: f64 = 0.8;
 /// Absorbs the rounding of a lattice point that is exactly at its limit.
 const ROUNDING: f64 = 1e-9;
 
@@ -55,6 +60,15 @@ static LN_RATIOS: LazyLock<[f64; LATTICE_POINTS]> = LazyLock::new(|| {
     })
 });
 static RATIOS: LazyLock<[f64; LATTICE_POINTS]> = LazyLock::new(|| LN_RATIOS.map(f64::exp));
+
+/// ln of each alternative's weight by its place from the null hypothesis, the nearest first; scaled so that the mean of the
+/// weights is 1.
+static LN_WEIGHTS: LazyLock<[f64; ALTERNATIVES]> = LazyLock::new(|| {
+    let distance = |place: usize| (place + 1) as f64 / f64::from(STEPS_PER_DECADE) * std::f64::consts::LN_10;
+    let curve = |place| -0.5 * ((distance(place) - LIKELY_FACTOR.ln()) / LIKELY_SPREAD).powi(2);
+    let curves: [f64; ALTERNATIVES] = std::array::from_fn(curve);
+    curves.map(|curve| curve - ln_mean(&curves))
+});
 
 /// One route in one interval: what the process takes in.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,11 +123,11 @@ impl Process {
             gains: vec![0.0; LATTICE_POINTS],
             at_tolerate: 0.0,
             at_limit: 0.0,
-            stakes: vec![(1.0 - late_stake).ln(); ALTERNATIVES],
+            stakes: LN_WEIGHTS.iter().map(|weight| weight + (1.0 - late_stake).ln()).collect(),
             stakes_left: if late_stake > 0.0 { later } else { 0 },
             per_stake: if later == 0 { 0.0 } else { late_stake / later as f64 },
             next_stake_ms: None,
-            passes: vec![0.0; ALTERNATIVES],
+            passes: fresh_passes(),
             lows: vec![(0.0, None); ALTERNATIVES],
             began_ms: None,
         }
@@ -157,7 +171,7 @@ impl Process {
 
     /// The pass is judged anew from here on.
     pub fn begin_step(&mut self) {
-        self.passes.fill(0.0);
+        self.passes = fresh_passes();
     }
 
     /// ln of the evidence that the canary is worse than tolerated.
@@ -180,8 +194,12 @@ impl Process {
         let needed = -alpha.ln();
         let inner = usize::try_from(STEPS_PER_DECADE).unwrap_or(0);
         let outer = LATTICE_POINTS - 1 - inner;
-        let above = |null: usize| ln_mean_less(&self.gains[null + 1..=null + ALTERNATIVES], self.gains[null]);
-        let below = |null: usize| ln_mean_less(&self.gains[null - ALTERNATIVES..null], self.gains[null]);
+        let mean = |null: usize, alternatives: &mut dyn Iterator<Item = &f64>| {
+            let weighed = alternatives.zip(LN_WEIGHTS.iter()).map(|(gain, weight)| gain + weight);
+            ln_mean(&weighed.collect::<Vec<f64>>()) - self.gains[null]
+        };
+        let above = |null: usize| mean(null, &mut self.gains[null + 1..=null + ALTERNATIVES].iter());
+        let below = |null: usize| mean(null, &mut self.gains[null - ALTERNATIVES..null].iter().rev());
         let at_least = (inner..=outer).rev().find(|null| above(*null) >= needed).map(|null| {
             crossing(
                 null,
@@ -249,8 +267,8 @@ impl Process {
         *next = next.saturating_add(due * STAKE_INTERVAL_MS);
         self.stakes_left -= due;
         let added = (due as f64 * self.per_stake).ln();
-        for stake in &mut self.stakes {
-            *stake = ln_add(*stake, added);
+        for (stake, weight) in self.stakes.iter_mut().zip(LN_WEIGHTS.iter()) {
+            *stake = ln_add(*stake, added + weight);
         }
     }
 
@@ -267,6 +285,11 @@ impl Process {
         let end = RATIOS.partition_point(|ratio| *ratio <= nearest);
         end.max(ALTERNATIVES) - ALTERNATIVES
     }
+}
+
+/// The evidence for a pass of a step that has seen nothing: the alternatives' weights, the nearest to the limit last.
+fn fresh_passes() -> Vec<f64> {
+    LN_WEIGHTS.iter().rev().copied().collect()
 }
 
 /// The ratio between two neighbours of the lattice at which the evidence is as needed.
@@ -312,17 +335,12 @@ pub(crate) fn requests_to(now: &[f64], growth: &[f64], ln_needed: f64) -> Option
 
 /// ln of the mean of what these are the logarithms of.
 pub(crate) fn ln_mean(values: &[f64]) -> f64 {
-    ln_mean_less(values, 0.0)
-}
-
-/// The same after taking `less` from each.
-fn ln_mean_less(values: &[f64], less: f64) -> f64 {
     let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if largest == f64::NEG_INFINITY {
         return largest;
     }
     let sum: f64 = values.iter().map(|value| (value - largest).exp()).sum();
-    largest - less + (sum / values.len() as f64).ln()
+    largest + (sum / values.len() as f64).ln()
 }
 
 /// ln of the sum of what these are the logarithms of.

@@ -143,15 +143,15 @@ fn a_line_that_cannot_be_is_named() {
 #[test]
 fn the_past_is_judged_against_itself() {
     let past = |is_bursty| (0..1200).map(|second| interval(second, 0, is_bursty)).collect::<Vec<_>>();
-    let calm = against_itself(&settings(), &past(false), 300_000).unwrap();
+    let calm = against_itself(&settings(), &past(false), 300_000, |_, _| ()).unwrap();
     assert_eq!((calm.runs.len(), calm.aborted, calm.passed), (9, 0, 9));
     // A settings file that learns nothing of the bursts, because its stretches are shorter than they are.
-    let bursty = against_itself(&settings(), &past(true), 20_000).unwrap();
+    let bursty = against_itself(&settings(), &past(true), 20_000, |_, _| ()).unwrap();
     assert!(bursty.aborted > 0, "{bursty:?}");
-    assert!(against_itself(&settings(), &past(false)[..100], 300_000).is_err());
+    assert!(against_itself(&settings(), &past(false)[..100], 300_000, |_, _| ()).is_err());
     let mut lonely = past(false);
     for interval in &mut lonely {
         interval.cells.retain(|cell| cell.host == "s1");
     }
-    assert!(against_itself(&settings(), &lonely, 300_000).is_err());
+    assert!(against_itself(&settings(), &lonely, 300_000, |_, _| ()).is_err());
 }
