@@ -107,6 +107,8 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Run a command on the hosts of an environment.
     Exec(Exec),
+    /// Make the verdict on a canary again from its evidence file, or ask how often it would have been wrong.
+    Verdict(Verdict),
     /// Run the built-in router.
     Router(Router),
     /// The part of Greenlight that runs on a host; started by the controller.
@@ -552,6 +554,32 @@ pub(crate) struct Exec {
     /// Program and arguments; no shell is involved.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verdict {
+    #[command(subcommand)]
+    pub(crate) action: VerdictAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VerdictAction {
+    /// Judge the counts of an evidence file again, with its explanation. Exits with 1 when the answer is not the one that
+    /// the file says was given.
+    Replay(Replay),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// The evidence file, as a canary rollout wrote it (docs/verdict.md).
+    pub(crate) evidence: PathBuf,
+    /// Judge the stable release against itself instead: each of its hosts in turn plays the canary of the others. How often would
+    /// the same settings have cried wolf here?
+    #[arg(long)]
+    pub(crate) a_a: bool,
+    /// How long a stretch of the past is judged at a time; each learns from the one before it.
+    #[arg(long, value_name = "DURATION", default_value = "30m", requires = "a_a")]
+    pub(crate) stretch: String,
 }
 
 #[derive(Debug, Args)]

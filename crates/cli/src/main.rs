@@ -58,6 +58,7 @@ fn run(arguments: Arguments, printer: &Printer) -> Result<Exit, Failure> {
         Command::Hosts(hosts) => commands::hosts::run(global, &hosts, printer),
         Command::Logs(logs) => commands::logs::run(global, &logs, printer),
         Command::Exec(exec) => commands::exec::run(global, &exec, printer),
+        Command::Verdict(verdict) => commands::verdict::run(&verdict, printer),
         Command::Router(router) => commands::router::run(&router, printer),
         Command::Agent(agent) => commands::agent::run(agent),
         Command::DemoApplication(application) => demo::application::run(&application),

@@ -20,3 +20,4 @@ pub(crate) mod report;
 pub(crate) mod roll;
 pub(crate) mod router;
 pub(crate) mod status;
+pub(crate) mod verdict;

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::site::{RING, Ran, Site};
+use crate::verdict::evidence;
 
 fn document(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name);
@@ -111,6 +112,12 @@ fn every_document_has_the_keys_that_are_documented() {
     let lines = talking.run(&["logs", "staging", "-n", "1", "--host", "one", "--json"]).exits(0);
     assert_eq!(lines.stdout.lines().count(), 1, "{}", lines.stdout);
     shape("logs", &lines);
+
+    empty.write("evidence.jsonl", &evidence(5, false, None));
+    let replay = ["verdict", "replay", "evidence.jsonl", "--json"];
+    shape("verdict replay", &empty.run(&replay).exits(0));
+    let a_a = [&replay[..], &["--a-a", "--stretch", "10m"]].concat();
+    shape("verdict replay --a-a", &empty.run(&a_a).exits(0));
 
     let mut documented = documented_shapes();
     // What the demo prints is compared in a test of its own; it takes a while.

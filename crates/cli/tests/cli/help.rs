@@ -3,7 +3,7 @@
 use crate::site::Site;
 
 /// Each command with a word of what it does.
-const COMMANDS: [(&str, &str); 27] = [
+const COMMANDS: [(&str, &str); 28] = [
     ("demo", "See it work"),
     ("init", "write a commented greenlight.toml"),
     ("check", "every mistake at once"),
@@ -29,6 +29,7 @@ const COMMANDS: [(&str, &str); 27] = [
     ("hosts", "whether it answers"),
     ("logs", "last lines"),
     ("exec", "Run a command on the hosts"),
+    ("verdict", "evidence file"),
     ("router", "built-in router"),
     ("completions", "completion script"),
 ];

@@ -15,3 +15,4 @@ mod release;
 mod rollout;
 mod secret;
 mod site;
+mod verdict;
