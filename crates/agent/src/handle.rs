@@ -25,6 +25,7 @@ use crate::logs;
 use crate::migrate;
 use crate::observe;
 use crate::preflight;
+use crate::sample;
 use crate::smoke;
 use crate::socket;
 use crate::stage::{Piece, Stage};
@@ -75,6 +76,9 @@ pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Pie
         Request::Socket { path, input, timeout } => socket::ask(path, input, *timeout).map(Reply::Output),
         Request::Logs { spec, process, stream, lines, follow } => {
             logs::show(context, spec, process.as_ref(), *stream, *lines, *follow).map(|()| Reply::Done)
+        }
+        Request::Sample { specs, every, during } => {
+            sample::sample(context, specs, *every, *during).map(|()| Reply::Done)
         }
         Request::Exec { argv, directory, timeout } => exec(context, argv, directory.as_deref(), *timeout),
     }

@@ -5,7 +5,7 @@
 //! [`supervise`] is the process that keeps another one running, on hosts that have neither systemd nor supervisord.
 //!
 //! ```text
-//! serve ─ handle ─┬─ observe, preflight, logs, socket        look
+//! serve ─ handle ─┬─ observe, preflight, logs, socket, sample look
 //!                 ├─ stage, smoke, migrate                   beside what runs
 //!                 ├─ activate ─ manager (systemd, supervisord, own) ─ probe
 //!                 └─ guard                                 the way back, when nobody confirms
@@ -43,6 +43,7 @@ mod probe;
 mod process;
 mod room;
 mod run;
+mod sample;
 mod serve;
 mod smoke;
 mod socket;

@@ -57,8 +57,7 @@ impl Identity {
             .lines()
             .find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/stat has no line `btime`"))?;
-        let since_boot_ms =
-            i64::try_from(self.start_ticks.saturating_mul(1000) / ticks_per_second()).unwrap_or(i64::MAX);
+        let since_boot_ms = i64::try_from(ticks_to_ms(self.start_ticks)).unwrap_or(i64::MAX);
         Timestamp::from_millisecond(boot_s.saturating_mul(1000).saturating_add(since_boot_ms))
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
@@ -82,6 +81,9 @@ pub(crate) struct Stat {
     pub(crate) parent: u32,
     pub(crate) group: u32,
     start_ticks: u64,
+    /// Processor time of it and of those of its children that it has waited for.
+    pub(crate) cpu_ticks: u64,
+    pub(crate) resident_pages: u64,
 }
 
 impl Stat {
@@ -102,6 +104,8 @@ impl Stat {
             parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
             start_ticks: fields.get(19)?.parse().ok()?,
+            cpu_ticks: fields.get(11..15)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum(),
+            resident_pages: fields.get(21)?.parse().ok()?,
         })
     }
 
@@ -162,6 +166,11 @@ pub(crate) fn pid_of(pid: u32) -> Option<Pid> {
     i32::try_from(pid).ok().and_then(Pid::from_raw)
 }
 
+/// Clock ticks in milliseconds.
+pub(crate) fn ticks_to_ms(ticks: u64) -> u64 {
+    ticks.saturating_mul(1000) / ticks_per_second()
+}
+
 fn ticks_per_second() -> u64 {
     rustix::param::clock_ticks_per_second().max(1)
 }
@@ -173,9 +182,10 @@ mod tests {
 
     #[test]
     fn names_with_parentheses_do_not_confuse() {
-        let text = "42 (a) b (c) S 7 41 41 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 98765 1 2 3";
+        let text = "42 (a) b (c) S 7 41 41 0 -1 4194560 1 0 0 0 4 3 2 1 20 0 1 0 98765 1 2 3";
         let stat = Stat::parse(text).unwrap();
         assert_eq!((stat.pid, stat.parent, stat.group, stat.start_ticks), (42, 7, 41, 98765));
+        assert_eq!((stat.cpu_ticks, stat.resident_pages), (10, 2));
         assert_eq!(Stat::parse("42 (a"), None);
         assert_eq!(Stat::parse(""), None);
     }

@@ -193,6 +193,8 @@ impl Inner {
             Event::Missing { objects, .. } => {
                 self.message(instance, &format!("staging: lacks {} objects", objects.len()));
             }
+            // No step of a rollout asks for samples.
+            Event::Sampled(_) => {}
         }
     }
 

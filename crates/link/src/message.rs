@@ -20,6 +20,7 @@ use greenlight_model::host::{
 use greenlight_model::id::{ContentHash, Generation, ProcessName, ReleaseId, RolloutId, VariableName};
 use greenlight_model::manifest::Manifest;
 use greenlight_model::quantity::{duration_ms, optional_duration_ms};
+use greenlight_model::sample::HostSample;
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol. Over ssh both ends are the same build; agents that dial in may be older.
@@ -191,6 +192,18 @@ pub enum Request {
         /// Whether to go on.
         follow: bool,
     },
+    /// What the host and these services use, as [`Event::Sampled`]: at once, and then again and again for a while.
+    /// Answered by [`Reply::Done`] when that is over.
+    Sample {
+        /// Each service to look at.
+        specs: Vec<InstanceSpec>,
+        /// How long from one sample to the next: 100 ms to 10 s, or the nearer of the two.
+        #[serde(with = "duration_ms")]
+        every: Duration,
+        /// For how long, at most an hour; 0 gives one sample.
+        #[serde(with = "duration_ms")]
+        during: Duration,
+    },
     /// Run a command; its lines come as events. Answered by [`Reply::Exited`].
     Exec {
         /// Program and arguments.
@@ -221,6 +234,7 @@ impl Request {
             Self::Prune { .. } => "the pruning",
             Self::Socket { .. } => "asking a socket",
             Self::Logs { .. } => "reading logs",
+            Self::Sample { .. } => "sampling",
             Self::Exec { .. } => "a command",
         }
     }
@@ -244,6 +258,8 @@ pub enum Event {
         /// Which.
         name: String,
     },
+    /// A sample was taken.
+    Sampled(Box<HostSample>),
     /// A line was printed.
     Line {
         /// By which process, where several may speak.

@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod quantity;
 pub mod record;
 pub mod rollout;
+pub mod sample;
 pub mod traffic;
 pub mod world;
 

@@ -7,4 +7,6 @@ mod managers;
 #[cfg(test)]
 mod own_supervision;
 #[cfg(test)]
+mod sampling;
+#[cfg(test)]
 mod support;

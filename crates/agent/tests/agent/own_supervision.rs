@@ -572,7 +572,7 @@ fn migrations_commands_and_logs() {
 fn line_of(event: &Event) -> Option<String> {
     match event {
         Event::Line { text, .. } => Some(text.clone()),
-        Event::Missing { .. } | Event::Phase { .. } => None,
+        Event::Missing { .. } | Event::Phase { .. } | Event::Sampled(_) => None,
     }
 }
 
