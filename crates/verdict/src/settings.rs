@@ -51,8 +51,8 @@ fn default_max_time_ms() -> u64 {
     60 * 60_000
 }
 
-/// A tenth delays what is there from the beginning by about a fiftieth, and finds what begins after half an hour in less than half
-/// of the time (docs/performance.md).
+/// A tenth delays what is there from the beginning by about a fiftieth, and finds what begins after half an hour in about half
+/// of the time (`docs/performance.md`).
 fn default_late_stake() -> f64 {
     0.1
 }
