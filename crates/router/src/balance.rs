@@ -149,6 +149,16 @@ impl Backend {
         until != 0 && millis(now) < until
     }
 
+    /// How gladly it is given a request at `now`; not at all when it is down.
+    fn preference(&self, now: Duration) -> Option<Preference> {
+        match self.health() {
+            Health::Up if self.is_left_out(now) => Some(Preference::LeftOut),
+            Health::Up => Some(Preference::Good),
+            Health::Checking => Some(Preference::Unknown),
+            Health::Down => None,
+        }
+    }
+
     pub(crate) fn status(&self, spec: &BackendSpec) -> BackendStatus {
         let sum = |of: fn(&Slot) -> &AtomicU64| self.slots.iter().map(|slot| of(slot).load(Relaxed)).sum();
         let health = self.health();
@@ -256,6 +266,14 @@ pub(crate) enum Reason {
     Tester,
 }
 
+/// A backend is given requests only when no other has a better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Preference {
+    Good,
+    LeftOut,
+    Unknown,
+}
+
 /// Which backends are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Arm {
@@ -336,6 +354,8 @@ impl Table {
         canary.or_else(|| from(Arm::Stable)).map(|entry| (entry, by))
     }
 
+    /// One pass that looks at each backend once: its health may change meanwhile, on another core, and a second look at
+    /// it would be at another table.
     fn choose_from(
         &self,
         arm: Arm,
@@ -344,38 +364,42 @@ impl Table {
         key: Option<u64>,
         tried: &[Rc<Entry>],
     ) -> Option<&Rc<Entry>> {
-        let preferences = [(Health::Up, false), (Health::Up, true), (Health::Checking, false)];
-        preferences.into_iter().find_map(|(health, is_left_out)| {
-            let candidates = || {
-                self.ready.iter().filter(move |entry| {
-                    let is_of_arm = match arm {
-                        Arm::All => true,
-                        Arm::Stable => !entry.is_canary.get(),
-                        Arm::Canary => entry.is_canary.get(),
-                    };
-                    is_of_arm
-                        && entry.backend.health() == health
-                        && (health != Health::Up || entry.backend.is_left_out(now) == is_left_out)
-                        && !tried.iter().any(|other| Rc::ptr_eq(other, entry))
-                })
+        let mut best: Option<(Preference, &Rc<Entry>)> = None;
+        let (mut total, mut strongest) = (0, 0.0);
+        for entry in &self.ready {
+            let is_of_arm = match arm {
+                Arm::All => true,
+                Arm::Stable => !entry.is_canary.get(),
+                Arm::Canary => entry.is_canary.get(),
             };
-            let weight = |entry: &Entry| entry.weight_at(now, self.slow_start);
-            if let Some(key) = key {
-                let place = |entry: &Rc<Entry>| attraction(key ^ entry.name_hash, weight(entry));
-                return candidates().max_by(|one, other| place(one).total_cmp(&place(other)));
+            if !is_of_arm || tried.iter().any(|other| Rc::ptr_eq(other, entry)) {
+                continue;
             }
-            let total: u64 = candidates().map(|entry| weight(entry)).sum();
-            if total == 0 {
-                return None;
+            let Some(preference) = entry.backend.preference(now) else { continue };
+            match best {
+                Some((known, _)) if preference > known => continue,
+                Some((known, _)) if preference == known => {}
+                _ => (total, strongest) = (0, 0.0),
             }
-            let mut point = random.below(total);
-            candidates().find(|entry| {
-                let weight = weight(entry);
-                let found = point < weight;
-                point = point.saturating_sub(weight);
-                found
-            })
-        })
+            let weight = entry.weight_at(now, self.slow_start);
+            let is_chosen = match key {
+                Some(key) => {
+                    let strength = attraction(key ^ entry.name_hash, weight);
+                    let is_stronger = strength > strongest;
+                    strongest = strength.max(strongest);
+                    is_stronger
+                }
+                // Each is taken with its share of the weights so far, which gives every one its share in the end.
+                None => {
+                    total += weight;
+                    random.below(total) < weight
+                }
+            };
+            if is_chosen {
+                best = Some((preference, entry));
+            }
+        }
+        best.map(|(_, entry)| entry)
     }
 
     /// Closes connections to backends that have been idle for too long.
@@ -599,5 +623,26 @@ mod tests {
         judge(b, &[false, false, false]);
         assert!(split_at(&table, now)[0] > 4000, "the last ones are not left out");
         b.judged(false, None);
+    }
+
+    #[test]
+    fn a_backend_that_goes_down_meanwhile_takes_no_request_with_it() {
+        let table = table(&[("a", 1, Ready, Up), ("b", 1000, Ready, Up)]);
+        let flipping = Arc::clone(&table.all[1].backend);
+        let is_done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let done = Arc::clone(&is_done);
+        let flipper = std::thread::spawn(move || {
+            while !done.load(Relaxed) {
+                flipping.health.store(DOWN, Relaxed);
+                flipping.health.store(UP, Relaxed);
+            }
+        });
+        let random = Random::from_seed(1);
+        for number in 0..1_000_000 {
+            let wish = if number % 2 == 0 { NO_WISH } else { keyed(number) };
+            assert!(table.choose(&random, Duration::ZERO, 0, wish, &[]).is_some(), "{number}");
+        }
+        is_done.store(true, Relaxed);
+        flipper.join().unwrap();
     }
 }
