@@ -9,6 +9,7 @@
 
 mod cost;
 mod fleet;
+mod router;
 mod transfer;
 mod verdict;
 
@@ -66,6 +67,9 @@ enum What {
     /// How often healthy canaries are aborted and how long faulty ones live, by our judge and by what others do. Exits with 1
     /// when ours aborts more than 1 % of the healthy ones in any world, or takes longer than it may.
     Verdict(verdict::Options),
+    /// The built-in router beside HAProxy and nginx: processor time per request, latency, memory. Exits with 1 when a limit
+    /// is missed, or one of them is not on this machine.
+    Router(router::Options),
 }
 
 /// The figures.
@@ -103,6 +107,7 @@ pub(crate) fn run(options: &Options) -> Result<bool, Error> {
         What::Planner { json } => planner(*json),
         What::Transfer(options) => transfer::run(options),
         What::Verdict(options) => verdict::run(options),
+        What::Router(options) => router::run(options),
     }
 }
 

@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "bench")]
 mod bench;
-#[cfg(any(feature = "bench", feature = "fuzz"))]
+#[cfg(any(feature = "bench", feature = "fuzz", feature = "soak"))]
 #[cfg_attr(
     not(feature = "fuzz"),
     expect(dead_code, reason = "hostile inputs draw in more ways than simulated traffic")
@@ -28,6 +28,8 @@ mod fuzz;
 mod measure;
 mod mutate;
 mod simulate;
+#[cfg(feature = "soak")]
+mod soak;
 
 /// Measures what Greenlight decides and withstands.
 #[derive(Debug, Parser)]
@@ -51,6 +53,9 @@ enum Command {
     /// What decisions cost. Exits with 1 when they cost too much.
     #[cfg(feature = "bench")]
     Bench(bench::Options),
+    /// A real component under load while it is changed and what it stands on dies. Exits with 1 when something is lost.
+    #[cfg(feature = "soak")]
+    Soak(soak::Options),
 }
 
 /// Why a command did not do what it was asked to.
@@ -84,6 +89,8 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => fuzz::run(&options),
         #[cfg(feature = "bench")]
         Command::Bench(options) => bench::run(&options),
+        #[cfg(feature = "soak")]
+        Command::Soak(options) => soak::run(&options),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -51,9 +51,13 @@ enum Command {
     #[command(disable_help_flag = true)]
     Fuzz(workbench::Passed),
     /// `bench planner [--json]`: what a decision costs, for 10 to 10,000 hosts. `bench verdict [--json]`: how often healthy
-    /// canaries are aborted, and how long faulty ones live. `bench --help` tells of the others.
+    /// canaries are aborted, and how long faulty ones live. `bench router [--json]`: the built-in router beside HAProxy and
+    /// nginx. `bench --help` tells of the others.
     #[command(disable_help_flag = true)]
     Bench(workbench::Passed),
+    /// `soak router`: the built-in router under load, changed all the time in front of backends that die.
+    #[command(disable_help_flag = true)]
+    Soak(workbench::Passed),
     /// Licences, bans and sources of all dependencies by cargo-deny, which is installed below target/tools when
     /// it is missing.
     Deny,
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
         Command::Simulate(passed) => workbench::run(Tool::Simulate, &passed),
         Command::Mutate(passed) => workbench::run(Tool::Mutate, &passed),
         Command::Fuzz(passed) => workbench::run(Tool::Fuzz, &passed),
+        Command::Soak(passed) => workbench::run(Tool::Soak, &passed),
         Command::Bench(passed) => workbench::run(Tool::Bench, &passed),
         Command::Deny => deny::run(),
     };

@@ -272,6 +272,7 @@ pub(crate) fn closing_line(line: &str) -> Option<Counts> {
     Some(Counts { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
 }
 
+/// Where cargo builds.
 pub(crate) fn target_directory() -> Result<PathBuf, Error> {
     #[derive(Deserialize)]
     struct Metadata {

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 
 use clap::Args;
 
+use crate::test::target_directory;
 use crate::{Error, FAILED, cargo};
 
 /// What is passed on.
@@ -22,6 +23,7 @@ pub(crate) enum Tool {
     Mutate,
     Bench,
     Fuzz,
+    Soak,
 }
 
 impl Tool {
@@ -47,6 +49,10 @@ impl Tool {
                 command.args(["--features", "fuzz"]);
                 "fuzz"
             }
+            Self::Soak => {
+                command.args(["--features", "soak"]);
+                "soak"
+            }
         };
         // Hostile inputs are to meet every check; the others count seconds.
         if self != Self::Fuzz {
@@ -58,7 +64,18 @@ impl Tool {
 }
 
 pub(crate) fn run(tool: Tool, passed: &Passed) -> Result<ExitCode, Error> {
-    let status = tool.command().args(&passed.arguments).status().map_err(Error::system("start cargo run"))?;
+    let mut command = tool.command();
+    command.args(&passed.arguments);
+    if tool == Tool::Bench && passed.arguments.first().is_some_and(|first| first == "router") {
+        // What is measured is the program itself, as it is delivered.
+        let built =
+            cargo().args(["build", "--quiet", "--release", "--locked", "--package", "greenlight"]).status();
+        if !built.map_err(Error::system("start cargo build"))?.success() {
+            return Ok(ExitCode::from(FAILED));
+        }
+        command.arg("--greenlight").arg(target_directory()?.join("release/greenlight"));
+    }
+    let status = command.status().map_err(Error::system("start cargo run"))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(FAILED)))
 }
