@@ -176,6 +176,11 @@ const FIRST_ALLOCATION_BYTES: usize = 64 * 1024;
 const PACKED_BYTES_MIN: usize = 16 * 1024;
 /// zstd's own default.
 const PACKING_LEVEL: i32 = 3;
+/// Most bytes of JSON that a packed byte may become: manifests have four. What would have more is not packed, so that nobody
+/// makes us hold much by sending little.
+const UNPACKED_PER_BYTE_MAX: usize = 32;
+/// The window of a packed message, as a power of two: 4 MiB, twice what is written at our level.
+const PACKED_WINDOW_LOG_MAX: u32 = 22;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -282,9 +287,11 @@ fn encode(frame: &Frame) -> Result<(Vec<u8>, &[u8]), FrameError> {
             if head.len() > PACKED_BYTES_MIN {
                 let packed = zstd::bulk::compress(&head[START_BYTES..], PACKING_LEVEL);
                 let packed = packed.map_err(FrameError::Packing)?;
-                start = Kind::PackedMessage.start(packed.len())?;
-                head.truncate(START_BYTES);
-                head.extend_from_slice(&packed);
+                if head.len() - START_BYTES <= packed.len() * UNPACKED_PER_BYTE_MAX {
+                    start = Kind::PackedMessage.start(packed.len())?;
+                    head.truncate(START_BYTES);
+                    head.extend_from_slice(&packed);
+                }
             }
             head[..START_BYTES].copy_from_slice(&start);
             Ok((head, &[]))
@@ -310,14 +317,16 @@ fn encode(frame: &Frame) -> Result<(Vec<u8>, &[u8]), FrameError> {
     }
 }
 
-/// A packed message; never more than [`MESSAGE_BYTES_MAX`] are made of whatever arrives.
+/// A packed message; never more than [`MESSAGE_BYTES_MAX`], nor more than [`UNPACKED_PER_BYTE_MAX`] for each byte, are made of
+/// whatever arrives.
 fn unpack(packed: &[u8]) -> Result<Message, FrameError> {
-    let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(FrameError::Packing)?;
+    let bytes_max = packed.len().saturating_mul(UNPACKED_PER_BYTE_MAX).min(MESSAGE_BYTES_MAX);
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(FrameError::Packing)?;
+    decoder.window_log_max(PACKED_WINDOW_LOG_MAX).map_err(FrameError::Packing)?;
     let mut json = Vec::new();
-    decoder.take(MESSAGE_BYTES_MAX as u64 + 1).read_to_end(&mut json).map_err(FrameError::Packing)?;
-    if json.len() > MESSAGE_BYTES_MAX {
-        let kind = Kind::PackedMessage as u8;
-        return Err(FrameError::TooLong { kind, bytes: json.len(), bytes_max: MESSAGE_BYTES_MAX });
+    decoder.take(bytes_max as u64 + 1).read_to_end(&mut json).map_err(FrameError::Packing)?;
+    if json.len() > bytes_max {
+        return Err(FrameError::TooLong { kind: Kind::PackedMessage as u8, bytes: json.len(), bytes_max });
     }
     serde_json::from_slice(&json).map_err(FrameError::BadMessage)
 }
@@ -431,10 +440,20 @@ mod tests {
         assert_eq!(bytes[4], 4);
         assert!(bytes.len() < 64 * 256 / 2, "{} bytes", bytes.len());
         assert_eq!(read(&bytes), Ok(Some(frame)));
-        // One that ends early, or would become more than a message may be.
+        // One that ends early.
         let error =
             read(&[&bytes[..3], &[bytes[3] - 1, 4], &bytes[5..bytes.len() - 1]].concat()).unwrap_err();
         assert!(error.contains("packed message"), "{error}");
+
+        // What would become very much more is written as it is, and refused from whoever packs it all the same.
+        let text = "a".repeat(1 << 20);
+        let line = Event::Line { process: None, stream: Stream::Stdout, text };
+        let plain = written(&Frame::Message(Message::Event { id: 1, event: line }));
+        assert_eq!(plain[4], 1);
+        let packed = zstd::bulk::compress(&plain[START_BYTES..], PACKING_LEVEL).unwrap();
+        let bomb = [&Kind::PackedMessage.start(packed.len()).unwrap()[..], &packed].concat();
+        let error = read(&bomb).unwrap_err();
+        assert!(error.contains("longer than"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The first byte of the input says how the rest is encoded; the hash is that of a known text.
 
-use greenlight_depot::{Encoding, OBJECT_BYTES_MAX, content_hash, decode};
+use greenlight_depot::{Encoding, OBJECT_BYTES_MAX, content_hash, decode_with};
 
 use super::{Target, demand};
 
@@ -22,9 +22,14 @@ const KNOWN: &[u8] = b"hello\n";
 
 fn feed(input: &[u8]) -> Result<bool, String> {
     let Some((first, data)) = input.split_first() else { return Ok(false) };
-    let encoding = if first % 2 == 0 { Encoding::Raw } else { Encoding::Zstd };
+    let encoding = match first % 3 {
+        0 => Encoding::Raw,
+        1 => Encoding::Zstd,
+        _ => Encoding::Delta,
+    };
     let hash = content_hash(KNOWN);
-    match decode(hash, encoding, data) {
+    // Whatever a difference refers to, this is what is there.
+    match decode_with(hash, encoding, data, |_| Ok(Some(KNOWN.to_vec()))) {
         Ok(bytes) => demand(bytes == KNOWN, || format!("{bytes:?} passed for {KNOWN:?}")).map(|()| true),
         Err(error) => {
             demand(!error.to_string().is_empty(), || "refused without a word".to_owned()).map(|()| false)
