@@ -719,6 +719,15 @@ mod tests {
         );
     }
 
+    /// The bytes of version 2, as they stand in logs that people have.
+    #[test]
+    fn version_2_is_still_read() {
+        let body =
+            r#"{"record":"migration_done","rollout":"production-1","service":"web","why":"somebody looked"}"#;
+        let read: RecordBody = serde_json::from_str(body).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), body);
+    }
+
     /// The bytes of version 1, as they stand in logs that people have.
     #[test]
     fn version_1_is_still_read() {
