@@ -64,20 +64,41 @@ struct Inside {
     output: VecDeque<String>,
 }
 
+/// What the records say of the instance that an action is about.
+pub(crate) struct Standing {
+    /// What it is to run now.
+    pub(crate) release: Option<ReleaseId>,
+    /// Under which generation.
+    pub(crate) generation: Generation,
+    /// Whether the rollout has begun to switch it.
+    pub(crate) is_touched: bool,
+    /// The ended rollout whose claim it still has.
+    pub(crate) ended: Option<RolloutId>,
+}
+
 impl Performer {
-    /// Performs one action. `known` is what each service on the host was last seen to run, `generation` what the rollout
-    /// uses on the instance now, `ended` the ended rollout whose claim it still has.
+    /// Performs one action. `known` is what each service on the host was last seen to run.
+    ///
+    /// Before an instance is let in it is looked at once more: what it proved may be long ago.
     pub(crate) async fn perform(
         &self,
         gatherer: &Gatherer,
         action: &Action,
         known: &BTreeMap<ServiceName, ReleaseId>,
-        generation: Generation,
-        ended: Option<RolloutId>,
+        standing: Standing,
     ) -> Performed {
         let began = tokio::time::Instant::now();
         let inside = Arc::new(Mutex::new(Inside::default()));
-        let done = self.act(gatherer, action, known, generation, ended, &inside).await;
+        let before = match action {
+            Action::Admit { .. } => Some(gatherer.look_at_host(action.host(), known).await),
+            _ => None,
+        };
+        let objection =
+            before.as_ref().and_then(|look| why_not_admitted(action.instance(), &look.seen, &standing));
+        let done = match objection {
+            Some(why) => Err(HostError { blame: Blame::Passing, ..host_failed(why) }),
+            None => self.act(gatherer, action, known, standing, &inside).await,
+        };
         let mut inside = std::mem::take(&mut *inside.lock().unwrap_or_else(PoisonError::into_inner));
         let result = match done {
             Ok(()) => ActionResult::Succeeded,
@@ -88,7 +109,7 @@ impl Performer {
         };
         let (host, traffic) = match action {
             Action::Drain { instance } | Action::Admit { instance } => {
-                (None, self.read_balancers(gatherer, instance).await)
+                (before, self.read_balancers(gatherer, instance).await)
             }
             _ => (Some(gatherer.look_at_host(action.host(), known).await), Vec::new()),
         };
@@ -106,10 +127,10 @@ impl Performer {
         gatherer: &Gatherer,
         action: &Action,
         known: &BTreeMap<ServiceName, ReleaseId>,
-        generation: Generation,
-        ended: Option<RolloutId>,
+        standing: Standing,
         inside: &Arc<Mutex<Inside>>,
     ) -> Result<(), HostError> {
+        let Standing { generation, ended, .. } = standing;
         let hosts = gatherer.hosts();
         let instance = action.instance();
         let host = &instance.host;
@@ -374,6 +395,25 @@ impl Performer {
 /// one may be under way of which the controller is gone, or the host may be going back by itself.
 fn switching(spec: &InstanceSpec) -> Duration {
     spec.processes.values().map(Process::switching).sum()
+}
+
+/// Why an instance that has just been looked at is not let in. A balancer is reached without the instance's host: one that
+/// this rollout has not switched runs what it ran before, whether its host answers or not.
+fn why_not_admitted(
+    instance: &Instance,
+    seen: &Result<HostReport, HostError>,
+    standing: &Standing,
+) -> Option<String> {
+    match seen {
+        Err(error) if standing.is_touched => {
+            Some(format!("{instance} could not be looked at before it is let in: {}", error.why))
+        }
+        Err(_) => None,
+        Ok(report) => {
+            let why = report.instances.get(&instance.service)?.why_not_proven(standing.release?)?;
+            Some(format!("{instance}, looked at before it is let in, does not prove its release: {why}"))
+        }
+    }
 }
 
 /// The failed checks in one sentence each, or nothing when all passed.

@@ -31,7 +31,7 @@ use crate::clock;
 use crate::gather::{Gathered, Gatherer, Look};
 use crate::hosts::{HostError, Hosts};
 use crate::objects::DepotObjects;
-use crate::perform::{Artifacts, Performed, Performer};
+use crate::perform::{Artifacts, Performed, Performer, Standing};
 use crate::prepare::{release_facts, rollout_gates};
 use crate::progress::{Progress, ProgressSink};
 use crate::releases::{charter, known_releases};
@@ -356,16 +356,22 @@ impl Controller {
     }
 
     fn spawn(&self, action: Action) {
-        let generation = self.generation(action.instance());
-        let report = self.gathered.report(action.instance());
-        let ended = report.and_then(|report| claims::ended_holder(report, self.log.history()));
+        let instance = action.instance();
+        let report = self.gathered.report(instance);
+        let rollout = self.log.history().rollouts.get(&self.rollout);
+        let standing = Standing {
+            release: rollout.and_then(|rollout| rollout.desired(instance).0),
+            generation: self.generation(instance),
+            is_touched: rollout.is_some_and(|rollout| rollout.touched.contains(instance)),
+            ended: report.and_then(|report| claims::ended_holder(report, self.log.history())),
+        };
         let (performer, gatherer) = (Arc::clone(&self.performer), Arc::clone(&self.gatherer));
         let (arrivals, mut known) = (self.arrivals.0.clone(), self.known(action.host()));
         if let Action::Activate { instance, release, .. } = &action {
             known.insert(instance.service.clone(), *release);
         }
         tokio::spawn(async move {
-            let performed = Box::new(performer.perform(&gatherer, &action, &known, generation, ended).await);
+            let performed = Box::new(performer.perform(&gatherer, &action, &known, standing).await);
             // The receiver is gone only when the loop let go.
             let _ = arrivals.send(Arrival::Performed { action, performed });
         });

@@ -249,8 +249,7 @@ fn migration(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
     }
     let title = world.title(*release);
     if let Some(former) = rollout.migrated_before.get(service) {
-        // What lost its ledger lost its link with it.
-        let has_ledger = world.report(&former.on).is_some_and(|report| report.linked.is_some());
+        let has_ledger = world.report(&former.on).is_some_and(|report| !report.ledger.history.is_empty());
         if former.is_done {
             return Some(format!("the migration of {title} ran before, on {}, by the records", former.on));
         }

@@ -98,7 +98,10 @@ impl Chance {
                 let former = FormerMigration { on: instance(host), is_done: self.once_in(2) };
                 drawn.rollout.migrated_before.insert("web".parse().unwrap(), former);
                 if self.once_in(2) {
-                    report(&mut drawn, host).linked = None;
+                    let (generation, detail) = (Generation(3), String::new());
+                    let (event, release) = (LedgerEvent::Staged, Some(NEW));
+                    let entry = LedgerEntry { at: at(-9), event, release, generation, detail };
+                    report(&mut drawn, host).ledger.history.push(entry);
                 }
             }
             9 => {
@@ -177,10 +180,13 @@ fn broken(world: &World, action: &Action) -> Vec<Rule> {
     if let Action::Migrate { release, .. } = action {
         let trace = |host: &&str| {
             let report = world.report(&instance(host));
-            report.is_some_and(|report| !report.ledger.history.is_empty())
+            let is_trace = |entry: &LedgerEntry| entry.event != LedgerEvent::Staged;
+            report.is_some_and(|report| report.ledger.history.iter().any(is_trace))
         };
         let former = rollout.migrated_before.values().next();
-        let is_forgotten = |former: &FormerMigration| linked(former.on.host.as_str()).is_none();
+        let is_forgotten = |former: &FormerMigration| {
+            world.report(&former.on).is_some_and(|report| report.ledger.history.is_empty())
+        };
         let is_other = |begun: &InFlight| begun.action.verb() == Verb::Migrate && begun.action != *action;
         refuse(Rule::Migration, goes_back || *release != NEW || !rollout.migrations.is_empty());
         refuse(Rule::Migration, *release == NEW && HOSTS.iter().any(trace));

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
-use crate::action::{Action, ActionDetail, ActionResult, Blame};
+use crate::action::{Action, ActionDetail, ActionResult, Blame, Verb};
 use crate::charter::{Charter, Found};
 use crate::decision::{Outcome, Running};
 use crate::evidence::{Evidence, Recorded};
@@ -217,13 +217,15 @@ impl History {
                 let open = self.open_mut(rollout)?;
                 begin(open, action, record.at);
                 let environment = open.plan.environment.clone();
-                self.migrates(environment, action, None);
+                let before = open.migrated_before.get(&action.instance().service).cloned();
+                self.migrates(environment, action, None, before);
             }
             RecordBody::ActionFinished { rollout, action, result, .. } => {
                 let open = self.open_mut(rollout)?;
                 finish(open, action, result, record.at);
                 let environment = open.plan.environment.clone();
-                self.migrates(environment, action, Some(result));
+                let before = open.migrated_before.get(&action.instance().service).cloned();
+                self.migrates(environment, action, Some(result), before);
             }
             RecordBody::Noted { rollout, note } => {
                 turn(self.open_mut(rollout)?, note, record);
@@ -355,24 +357,31 @@ impl History {
         Ok(())
     }
 
-    /// An action was begun, or has ended so: what is known of a migration now.
-    fn migrates(&mut self, environment: EnvironmentName, action: &Action, result: Option<&ActionResult>) {
+    /// An action was begun, or has ended so: what is known of a migration now. `before` is what its rollout found known.
+    fn migrates(
+        &mut self,
+        environment: EnvironmentName,
+        action: &Action,
+        result: Option<&ActionResult>,
+        before: Option<FormerMigration>,
+    ) {
         let Action::Migrate { instance, release } = action else { return };
         let key = (environment, *release);
-        match result {
+        let begun = |is_done: bool| Some(FormerMigration { on: instance.clone(), is_done });
+        let known = match result {
             // What ran once has run.
-            _ if self.migrations.get(&key).is_some_and(|former| former.is_done) => {}
-            Some(ActionResult::Failed { blame: Blame::Release, .. }) => {
-                self.migrations.remove(&key);
-            }
-            // No answer is no end, and a refusal says nothing about what was begun.
-            None | Some(ActionResult::Failed { .. }) => {
-                self.migrations.insert(key, FormerMigration { on: instance.clone(), is_done: false });
-            }
-            Some(ActionResult::Succeeded) => {
-                self.migrations.insert(key, FormerMigration { on: instance.clone(), is_done: true });
-            }
-        }
+            _ if self.migrations.get(&key).is_some_and(|former| former.is_done) => return,
+            Some(ActionResult::Succeeded) => begun(true),
+            Some(ActionResult::Failed { blame: Blame::Release, .. }) => None,
+            // The host refused to begin it.
+            Some(ActionResult::Failed { blame: Blame::Host, .. }) => before,
+            // No answer is no end.
+            None | Some(ActionResult::Failed { blame: Blame::Passing, .. }) => begun(false),
+        };
+        match known {
+            Some(known) => self.migrations.insert(key, known),
+            None => self.migrations.remove(&key),
+        };
     }
 
     fn adopt(&mut self, charter: &Charter, found: &Found, at: Timestamp) -> Result<(), IllegalRecord> {
@@ -452,6 +461,12 @@ fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, at: Tim
         }
         Action::Prune { instance, .. } => {
             rollout.pruned.insert(instance.clone());
+        }
+        Action::Activate { instance, .. } => {
+            // What was not let in as it was has been started anew since.
+            let is_admission =
+                |failed: &Action| failed.verb() == Verb::Admit && failed.instance() == instance;
+            rollout.failures.retain(|failure| !is_admission(&failure.action));
         }
         _ => {}
     }

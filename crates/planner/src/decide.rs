@@ -50,6 +50,7 @@ fn forward(view: &View<'_>) -> Decision {
         gates,
         prepare::preflight,
         prepare::claims,
+        prepare::former_migrations,
         prepare::stage,
         prepare::migrate,
         wave::waves,

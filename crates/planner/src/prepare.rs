@@ -267,18 +267,28 @@ fn wants_smoke(view: &View<'_>, service: &ServiceName) -> bool {
             .is_some_and(|service| service.processes.values().any(|process| process.smoke.is_some()))
 }
 
+/// A migration that an earlier rollout may have begun is asked about before anything is written to a ledger that was lost:
+/// from then on it would look like one that knows.
+pub(crate) fn former_migrations(view: &View<'_>) -> Phase {
+    let plan = &view.rollout().plan;
+    let unknown = plan.targets.iter().find(|(service, release)| {
+        needs_migration(view, service, **release)
+            && !view.rollout().migrations.contains_key(*service)
+            && may_have_migrated(view, service)
+            && !has_migrated(view, service, **release, MigrationTrace::Done)
+    });
+    match unknown {
+        Some((service, release)) => Phase::Decided(unknown_end(view, service, &view.title(*release))),
+        None => Phase::Over,
+    }
+}
+
 /// Migrations run one after another, each once, before the first instance changes.
 pub(crate) fn migrate(view: &View<'_>) -> Phase {
-    let plan = &view.rollout().plan;
-    if plan.direction == Direction::Back {
-        return Phase::Over;
-    }
-    for (service, release) in &plan.targets {
-        let has_migration = view.world.services.get(service).is_some_and(|known| known.migrate.is_some());
-        if !has_migration || runs_everywhere(view, service, *release) {
-            continue;
-        }
-        if let Some(decision) = migration(view, service, *release) {
+    for (service, release) in &view.rollout().plan.targets {
+        if needs_migration(view, service, *release)
+            && let Some(decision) = migration(view, service, *release)
+        {
             return Phase::Decided(decision);
         }
     }
@@ -374,22 +384,25 @@ fn run_migration(view: &View<'_>, service: &ServiceName, release: ReleaseId, tit
 fn has_migrated(view: &View<'_>, service: &ServiceName, release: ReleaseId, trace: MigrationTrace) -> bool {
     let former = view.rollout().migrated_before.get(service);
     let is_recorded = trace == MigrationTrace::Done && former.is_some_and(|former| former.is_done);
-    is_recorded
-        || view
-            .world
-            .environment
-            .instances_of(service)
-            .filter_map(|instance| view.world.report(&instance))
-            .any(|report| report.ledger.migration(release) == Some(trace))
+    let reports = view.world.inventory.values().filter_map(|observation| observation.report.as_ref());
+    let mut instances = reports.filter_map(|(_, report)| report.instances.get(service));
+    is_recorded || instances.any(|report| report.ledger.migration(release) == Some(trace))
 }
 
 /// Whether an earlier rollout began it on a host that does not say how it ended: the host has not reported, or has lost its
-/// disk, and its ledger with it. One that runs something still has its ledger, and what is not in there never began.
+/// disk, and its ledger with it. What is not in a ledger that is there never began.
 fn may_have_migrated(view: &View<'_>, service: &ServiceName) -> bool {
     let former = view.rollout().migrated_before.get(service);
     former.is_some_and(|former| {
-        !former.is_done && view.world.report(&former.on).is_none_or(|report| report.linked.is_none())
+        let ledger = view.world.report(&former.on).map(|report| &report.ledger);
+        !former.is_done && ledger.is_none_or(|ledger| ledger.history.is_empty())
     })
+}
+
+fn needs_migration(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> bool {
+    view.rollout().plan.direction == Direction::Forward
+        && view.world.services.get(service).is_some_and(|known| known.migrate.is_some())
+        && !runs_everywhere(view, service, release)
 }
 
 fn runs_everywhere(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> bool {

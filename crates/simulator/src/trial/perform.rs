@@ -2,6 +2,7 @@
 
 use greenlight_model::action::{Action, ActionResult, Blame};
 use greenlight_model::host::HostReport;
+use greenlight_model::id::Instance;
 use greenlight_model::traffic::{Admission, BalancerReport};
 
 use super::agent::{Answered, From, Purpose, Request};
@@ -20,11 +21,13 @@ pub(super) struct Job {
     serial: u32,
     step: Step,
     result: ActionResult,
+    /// What was seen of the host before an admission.
+    before: Option<(u32, Result<HostReport, String>)>,
     traffic: Vec<(usize, u32, BalancerReport)>,
 }
 
 enum Step {
-    /// The look of a confirmation, over a fresh connection.
+    /// The look before a confirmation, over a fresh connection, or before an admission.
     Fresh,
     /// The request itself.
     Call,
@@ -43,12 +46,13 @@ impl Trial<'_> {
         controller.serial += 1;
         let id = controller.serial;
         let step = match &action {
-            Action::Confirm { .. } => Step::Fresh,
-            Action::Drain { .. } | Action::Admit { .. } => Step::Set(0),
+            Action::Confirm { .. } | Action::Admit { .. } => Step::Fresh,
+            Action::Drain { .. } => Step::Set(0),
             _ => Step::Call,
         };
         let result = ActionResult::Succeeded;
-        let job = Job { action, began: self.now, serial: id, step, result, traffic: Vec::new() };
+        let job =
+            Job { action, began: self.now, serial: id, step, result, before: None, traffic: Vec::new() };
         self.go_on(index, id, job);
     }
 
@@ -74,8 +78,8 @@ impl Trial<'_> {
                         job.step = Step::Read(0);
                         return self.go_on(index, id, job);
                     }
-                    let Job { action, result, traffic, .. } = job;
-                    return self.finished(index, action, result, None, traffic);
+                    let Job { action, result, before, traffic, .. } = job;
+                    return self.finished(index, action, result, before, traffic);
                 };
                 let command = match (&job.step, &job.action) {
                     (Step::Read(_), _) => Command::Read,
@@ -181,6 +185,15 @@ impl Trial<'_> {
                 let Job { action, result: outcome, traffic, .. } = job;
                 return self.finished(index, action, outcome, Some((serial, seen(result))), traffic);
             }
+            Step::Fresh if matches!(job.action, Action::Admit { .. }) => {
+                let seen = seen(result);
+                job.step = Step::Set(0);
+                if let Some(why) = self.why_not_admitted(index, job.action.instance(), &seen) {
+                    job.result = ActionResult::Failed { why, blame: Blame::Passing };
+                    job.step = Step::Read(0);
+                }
+                job.before = Some((serial, seen));
+            }
             Step::Fresh => {
                 let place = self.site.place(job.action.instance()).1;
                 let name = &self.site.names[place];
@@ -207,6 +220,23 @@ impl Trial<'_> {
             Step::Set(_) | Step::Read(_) => {}
         }
         self.go_on(index, id, job);
+    }
+
+    /// Why an instance that has just been looked at is not let in; one that was not switched is also when its host is silent.
+    fn why_not_admitted(
+        &self,
+        index: usize,
+        instance: &Instance,
+        seen: &Result<HostReport, String>,
+    ) -> Option<String> {
+        let controller = &self.controllers[index];
+        let rollout = controller.history.rollouts.get(&controller.rollout)?;
+        match seen {
+            Err(why) => rollout.touched.contains(instance).then(|| why.clone()),
+            Ok(report) => {
+                report.instances.get(&instance.service)?.why_not_proven(rollout.desired(instance).0?)
+            }
+        }
     }
 
     /// A balancer has answered, or has not in time.

@@ -3,8 +3,8 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
-use greenlight_model::host::{LEDGER_VERSION, Ledger};
-use greenlight_model::id::{Generation, ProcessName};
+use greenlight_model::host::{LEDGER_VERSION, Ledger, LedgerEntry, LedgerEvent};
+use greenlight_model::id::{Generation, ProcessName, ReleaseId};
 use greenlight_model::record::{History, Record};
 use greenlight_model::rollout::{Direction, OperatorRequest};
 use greenlight_model::traffic::BalancerReport;
@@ -16,7 +16,7 @@ use super::faults::Ambush;
 use super::host::{Host, InstanceTruth, ProcessTruth};
 use super::numbers::Numbers;
 use super::scenario::{FaultKind, Ms, Part, SAFETY_ENDS_MS, Scenario, Strike};
-use super::site::{Site, release};
+use super::site::{Site, release, stamp};
 use super::traffic::{BalancerTruth, CLIENTS_INTERVAL_MS, Command, HEALTH_INTERVAL_MS};
 
 /// Steps after which a simulation is broken off: one that does so much in so little time goes round in circles.
@@ -325,6 +325,13 @@ pub(super) fn host(scenario: &Scenario) -> Host {
         let runs = (!scenario.is_first).then(|| release(service, 1));
         let before = (!scenario.is_first).then(|| release(service, 0));
         let generation = Generation(u64::from(!scenario.is_first));
+        let entry = |event: LedgerEvent, release: ReleaseId| LedgerEntry {
+            at: stamp(0, 0),
+            event,
+            release: Some(release),
+            generation,
+            detail: String::new(),
+        };
         let ledger = Ledger {
             version: LEDGER_VERSION,
             generation,
@@ -332,6 +339,10 @@ pub(super) fn host(scenario: &Scenario) -> Host {
             previous: before,
             last_good: runs,
             confirmed: runs.map(|_| generation),
+            history: vec![entry(LedgerEvent::Staged, release(service, 3))]
+                .into_iter()
+                .chain(runs.map(|runs| entry(LedgerEvent::Confirmed, runs)))
+                .collect(),
             ..Ledger::default()
         };
         InstanceTruth {

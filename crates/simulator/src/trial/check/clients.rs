@@ -40,18 +40,19 @@ impl Trial<'_> {
     /// A server is about to be admitted by us.
     pub(in crate::trial) fn check_admission(&mut self, host: usize, service: usize, began: Ms) {
         let truth = &self.hosts[host].instances[service];
-        let is_proven = truth.is_proven && truth.answers();
-        // One that was not switched is let in by what it last said, and its balancer checks it: whether a client was answered
-        // by something unproven is judged apart.
+        let has_process = self.scenario.services[service].has_process;
+        let is_proven = truth.is_proven && (!has_process || truth.answers());
         let is_switched = self.site.instances[host][service]
             .as_ref()
             .is_some_and(|instance| self.check.rollouts.values().any(|seen| seen.touched.contains(instance)));
-        let is_reached = self.hosts[host].is_up && !self.is_cut(host, true) && !self.is_cut(host, false);
-        if !is_proven
-            && is_switched
-            && is_reached
-            && truth.hit_at.is_none_or(|hit| hit + KNOWN_AFTER_MS < began)
-        {
+        // One that was switched is looked at first, and not let in when that fails. One that was not runs what it ran before,
+        // and is let in also while its host is silent: what its clients got is judged apart.
+        let is_silent = !self.hosts[host].is_up
+            || self.is_cut(host, true)
+            || self.is_cut(host, false)
+            || truth.is_damaged
+            || self.check.has_weather;
+        if !is_proven && (is_switched || !is_silent) && truth.hit_at.is_none_or(|hit| hit < began) {
             self.violation("admission", |trial| {
                 format!("{} is admitted and proves nothing", trial.place(host, service))
             });

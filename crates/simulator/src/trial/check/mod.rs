@@ -152,7 +152,12 @@ impl Trial<'_> {
             RecordBody::ActionFinished { rollout, action, result, .. } => {
                 let Some(seen) = self.check.rollouts.get_mut(rollout) else { return };
                 let began = seen.started.remove(action);
-                let ActionResult::Failed { blame, .. } = result else { return };
+                let ActionResult::Failed { blame, .. } = result else {
+                    if action.verb() == Verb::Activate {
+                        seen.failures.remove(&(action.instance().clone(), Verb::Admit));
+                    }
+                    return;
+                };
                 let goes_back = seen.goes_back(action.instance());
                 let turned = seen.turned_back.or_else(|| seen.left_out.get(action.instance()).copied());
                 let is_former = turned.is_some_and(|at| began.is_none_or(|began| began <= at));

@@ -304,6 +304,11 @@ fn what_clients_get() {
         trial.hosts[0].instances[0].is_proven = false;
         trial.check_admission(0, 0, 0);
     });
+    // One that was not switched, too, when its host can be looked at.
+    sees("admission", "h000/web is admitted and proves nothing", |trial| {
+        trial.hosts[0].instances[0].is_proven = false;
+        trial.check_admission(0, 0, 0);
+    });
     sees("bad release", "h000/web is admitted with a bad release", |trial| {
         trial.mark_bad(2);
         trial.now = 60_000;

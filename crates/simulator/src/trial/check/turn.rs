@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use greenlight_model::action::Verb;
+use greenlight_model::action::{ActionResult, Blame, Verb};
 use greenlight_model::host::LedgerEvent;
 use greenlight_model::id::{Instance, RolloutId};
+use greenlight_model::record::{Record, RecordBody};
 use greenlight_model::rollout::Note;
 
 use super::super::trial::Trial;
@@ -67,11 +68,9 @@ impl Trial<'_> {
                         .flat_map(|host| &host.instances)
                         .any(|truth| truth.ledger.history.iter().any(|entry| entry.event == begun))
                 };
-                let Some(seen) = self.check.rollouts.get(rollout) else { return };
-                let is_begun = seen.started.keys().any(|action| action.verb() == Verb::Migrate);
                 if why.contains("migration of")
                     && why.contains("is not known")
-                    && !is_begun
+                    && !self.is_a_migration_unanswered()
                     && !is_known_to_a_host()
                 {
                     self.violation("reasons", |_| format!("it holds, and this is not true: {why}"));
@@ -82,6 +81,19 @@ impl Trial<'_> {
                 self.check_excuse("it holds");
             }
         }
+    }
+
+    /// Whether the log has the beginning of a migration, and no answer about its end.
+    fn is_a_migration_unanswered(&self) -> bool {
+        self.log.iter().enumerate().any(|(place, record)| {
+            let RecordBody::ActionStarted { action: begun, .. } = &record.body else { return false };
+            let is_answer = |later: &Record| {
+                let RecordBody::ActionFinished { action, result, .. } = &later.body else { return false };
+                let is_silence = matches!(result, ActionResult::Failed { blame: Blame::Passing, .. });
+                action == begun && !is_silence
+            };
+            begun.verb() == Verb::Migrate && !self.log[place..].iter().any(is_answer)
+        })
     }
 
     /// Without any fault nothing fails.
