@@ -57,7 +57,8 @@ impl HaProxy {
     /// What a configuration begins with whose backends have `load-server-state-from-file global`.
     pub const STATE: &'static str = "global\n    server-state-file /run/haproxy/state\n\n";
 
-    /// A frontend on a port of its host, in front of one backend whose servers are checked over HTTP.
+    /// A frontend on a port of its host, in front of one backend whose servers are checked over HTTP. One that is gone refuses
+    /// at once; one that lives has time to say so, however busy the machine is.
     pub fn web(port: u16, backend: &str, health: &str, servers: &[(&str, SocketAddr)]) -> String {
         let servers: String = servers
             .iter()
@@ -65,7 +66,7 @@ impl HaProxy {
             .collect();
         format!(
             "frontend {backend}-in\n    bind :{port}\n    default_backend {backend}\n\n\
-             backend {backend}\n    balance roundrobin\n    option httpchk GET {health}\n{servers}"
+             backend {backend}\n    balance roundrobin\n    option httpchk GET {health}\n    timeout check 5s\n{servers}"
         )
     }
 
