@@ -23,6 +23,8 @@ pub(crate) fn action(action: &Action, title: impl Fn(ReleaseId) -> String) -> St
         Action::Deactivate { .. } => "take the service off".to_owned(),
         Action::Confirm { release, .. } => format!("confirm {}", title(*release)),
         Action::Admit { .. } => "admit".to_owned(),
+        Action::Share { share: Some(share), .. } => format!("give the canary {share} of the traffic"),
+        Action::Share { share: None, .. } => "share the traffic as usual".to_owned(),
         Action::Prune { .. } => "remove old releases".to_owned(),
         Action::Unclaim { .. } => "give the claim back".to_owned(),
     }
@@ -41,6 +43,7 @@ pub(crate) fn under_way(verb: Verb) -> &'static str {
         Verb::Deactivate => "taking off",
         Verb::Confirm => "confirming",
         Verb::Admit => "admitting",
+        Verb::Share => "sharing out",
         Verb::Prune => "pruning",
         Verb::Unclaim => "releasing",
     }
@@ -75,6 +78,13 @@ pub(crate) fn wait(wait: &Wait, now: Timestamp) -> String {
         Wait::Fallback { until } => {
             format!("the old half is kept as the way back for another {}", left(until))
         }
+        Wait::Verdict { share, why, requests_needed, until } => {
+            let needed = match requests_needed {
+                Some(count) => format!("; about {count} more of its requests needed"),
+                None => String::new(),
+            };
+            format!("canary at {share}: {why}{needed}; at most {} more", left(until))
+        }
         Wait::Wave { number, instances } => {
             let names: Vec<String> = instances.iter().map(ToString::to_string).collect();
             format!("wave {number} is not proven on {}", names.join(", "))
@@ -97,6 +107,13 @@ pub(crate) fn wait(wait: &Wait, now: Timestamp) -> String {
 pub(crate) fn note(note: &Note) -> String {
     match note {
         Note::WaveProven { wave } => format!("wave {} is proven", wave + 1),
+        Note::StepPassed { step, why, .. } => format!("step {} of the canary is passed: {why}", step + 1),
+        Note::Ask { step, why, .. } => {
+            format!(
+                "step {} of the canary waits for you (`resume` goes on, `abort` goes back): {why}",
+                step + 1
+            )
+        }
         Note::LeaveOut { instance, why } => format!("{instance} is left out: {why}"),
         Note::TurnBack { why, .. } => format!("turning back: {why}"),
         Note::Hold { why } => format!("holding: {why}"),

@@ -10,7 +10,7 @@ use greenlight_model::action::{Action, ActionResult, Verb};
 use greenlight_model::decision::Wait;
 use greenlight_model::id::{Instance, ReleaseId};
 use greenlight_model::manifest::Release;
-use greenlight_model::quantity::{ByteSize, human_duration};
+use greenlight_model::quantity::{ByteSize, Percent, human_duration};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize;
 
@@ -19,6 +19,8 @@ use crate::printer::{Printer, Verbosity};
 
 /// How often moving lines are redrawn.
 const REDRAW: Duration = Duration::from_millis(120);
+/// How long nothing new is said of a canary that is being judged.
+const JUDGED_AGAIN: Duration = Duration::from_secs(10);
 
 /// Shows progress; cloned handles draw on the same place.
 #[derive(Clone)]
@@ -31,6 +33,8 @@ struct Inner {
     width: usize,
     /// Waits that were told already; each names a host, a balancer or a time, so there are few.
     told: Vec<Wait>,
+    /// The share at which a canary was last said to be judged, and when.
+    judged: Option<(Percent, Instant)>,
     bars: Option<(MultiProgress, BTreeMap<Instance, ProgressBar>)>,
     /// What to do once nobody can read this any more.
     when_unheard: Option<Box<dyn FnOnce() + Send>>,
@@ -45,6 +49,7 @@ impl Live {
             titles: releases.iter().map(|release| (release.id, release.title())).collect(),
             width,
             told: Vec::new(),
+            judged: None,
             bars: printer.is_live().then(|| (MultiProgress::new(), BTreeMap::new())),
             when_unheard: None,
         })))
@@ -99,6 +104,8 @@ impl Inner {
                         self.say(&format!("{} waiting: {text}", self.time().dimmed()));
                     } else if let Wait::Sessions { instance, .. } = &wait {
                         self.message(instance, &text);
+                    } else if let Wait::Verdict { share, .. } = &wait {
+                        self.judged(*share, &text);
                     } else if is_news(&wait) && !self.told.contains(&wait) {
                         self.say(&format!("{} {}: {text}", self.time().dimmed(), "waiting".yellow()));
                         self.told.push(wait);
@@ -132,6 +139,15 @@ impl Inner {
             }
             // The command that runs the rollout says how it ended.
             Progress::Ended(_) => {}
+        }
+    }
+
+    /// What judging a canary has come to: it changes each second, and is told now and then.
+    fn judged(&mut self, share: Percent, text: &str) {
+        let is_told = self.judged.is_some_and(|(told, at)| told == share && at.elapsed() < JUDGED_AGAIN);
+        if !is_told {
+            self.say(&format!("{} {text}", self.time().dimmed()));
+            self.judged = Some((share, Instant::now()));
         }
     }
 

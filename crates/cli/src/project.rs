@@ -82,6 +82,10 @@ impl Project {
         Ok(directory)
     }
 
+    fn evidence_directory(&self) -> Result<PathBuf, Failure> {
+        Ok(self.state_directory()?.join("evidence"))
+    }
+
     pub(crate) fn depot(&self) -> Result<Arc<Depot>, Failure> {
         let depot = Depot::open(&self.state_directory()?.join("depot"));
         depot.map(Arc::new).map_err(|error| Failure::from_error(Exit::Failed, &error))
@@ -126,7 +130,7 @@ impl Project {
     /// The releases and the secrets that an environment's services need.
     pub(crate) fn artifacts(&self, environment: &Environment) -> Result<Artifacts, Failure> {
         let secrets = self.secrets(environment).map_err(|error| Failure::from_error(Exit::Usage, &error))?;
-        Ok(Artifacts { depot: self.depot()?, secrets })
+        Ok(Artifacts { depot: self.depot()?, secrets, evidence_directory: self.evidence_directory()? })
     }
 
     /// The same for going back, which secrets that cannot be had now do not stop: a release that is on its hosts has
@@ -141,7 +145,7 @@ impl Project {
             printer.warning(format!("going back with the secrets that are on the hosts: {why}"));
             BTreeMap::new()
         });
-        Ok(Artifacts { depot: self.depot()?, secrets })
+        Ok(Artifacts { depot: self.depot()?, secrets, evidence_directory: self.evidence_directory()? })
     }
 
     fn secrets(

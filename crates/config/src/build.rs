@@ -13,7 +13,8 @@ use greenlight_model::fleet::{
 use greenlight_model::gate::Gates;
 use greenlight_model::id::{EnvironmentName, HostName, ProcessName, ServiceName, VariableName};
 
-use crate::check::{Sites, floor, service_behind, sites};
+use crate::canary;
+use crate::check::{Sites, balancers, floor, service_behind, sites};
 use crate::gates;
 use crate::language::{self, Amount, FleetFile};
 use crate::read::{Key, List, Map};
@@ -166,7 +167,7 @@ fn build_environment(
             .union(&sites.balancer_hosts)
             .map(|host| ((*host).clone(), host_settings(host, environment, &sites)))
             .collect(),
-        strategy: build_strategy(strategy)?,
+        strategy: build_strategy(strategy, environment)?,
         floor: strategy.and_then(|strategy| strategy.floor.value()).map_or(Floor::Count(1), floor),
         failure_budget: environment.failure_budget.value().map_or(0, |count| count.0),
         on_failure: environment.on_failure.value().copied().unwrap_or(OnFailure::TurnBack),
@@ -250,20 +251,26 @@ fn build_balancer(file: &FleetFile, balancer: &language::Balancer, sites: &Sites
     })
 }
 
-fn build_strategy(strategy: Option<&language::Strategy>) -> Option<Strategy> {
-    let one_by_one = || Strategy::Rolling { batch: vec![BatchSize::Count(1)] };
-    let Some(strategy) = strategy else { return Some(one_by_one()) };
+fn build_strategy(
+    strategy: Option<&language::Strategy>,
+    environment: &language::Environment,
+) -> Option<Strategy> {
+    let one_by_one = || vec![BatchSize::Count(1)];
+    let Some(strategy) = strategy else { return Some(Strategy::Rolling { batch: one_by_one() }) };
+    let batch = || match strategy.batch.value() {
+        Some(batch) => batch.0.items.iter().map(|size| batch_size(size)).collect(),
+        None => one_by_one(),
+    };
     Some(match strategy.kind.value()? {
         StrategyKind::BlueGreen => Strategy::BlueGreen,
         StrategyKind::Halves => {
             Strategy::Halves { keep_for: strategy.keep_for.value().copied().unwrap_or(KEEP_HALF_FOR) }
         }
-        StrategyKind::Rolling => match strategy.batch.value() {
-            Some(batch) => {
-                Strategy::Rolling { batch: batch.0.items.iter().map(|size| batch_size(size)).collect() }
-            }
-            None => one_by_one(),
-        },
+        StrategyKind::Rolling => Strategy::Rolling { batch: batch() },
+        StrategyKind::Canary => {
+            let has_latencies = balancers(environment).all(|balancer| balancer.haproxy.is_absent());
+            Strategy::Canary(canary::build(environment.canary.value(), batch(), has_latencies)?)
+        }
     })
 }
 

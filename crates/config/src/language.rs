@@ -12,6 +12,7 @@ use greenlight_model::quantity::{ByteSize, Percent};
 use serde_json::{Value, json};
 use toml::de::DeValue;
 
+use crate::canary::{CanaryTable, ComparisonTable};
 use crate::gates::{GateTable, Member};
 use crate::problem::Problems;
 use crate::read::{
@@ -190,8 +191,10 @@ table! {
         host: Map<HostPattern, Host> = "{ ol-web3 = { address = \"10.0.0.3\" } }",
         /// What sends requests to the hosts.
         balancer: OneOrMany<Balancer> = "{ haproxy = \"ol-www1:/run/haproxy/admin.sock\", backend = \"web\" }",
-        /// How waves are cut: `rolling`, `blue-green` or `halves`. Default: rolling, one host at a time.
+        /// How waves are cut: `rolling`, `blue-green`, `halves` or `canary`. Default: rolling, one host at a time.
         strategy: Short<Strategy> = "{ kind = \"rolling\", batch = \"25%\", floor = \"50%\" }",
+        /// How a canary is led on and judged. Only with that strategy.
+        canary: CanaryTable = "{ steps = [\"5% until pass\", \"50% until pass\"] }",
         /// How many hosts may be left out after failing, before the rollout is given up. Default: 0.
         failure_budget: Count = "0",
         /// What happens when the budget is spent. Default: turn-back.
@@ -252,9 +255,10 @@ table! {
 table! {
     /// A way to cut waves.
     Strategy, "a strategy", {
-        /// `rolling` (batches), `blue-green` (two waves, traffic moves at once) or `halves` (the old half is kept for a while).
+        /// `rolling` (batches), `blue-green` (two waves, traffic moves at once), `halves` (the old half is kept for a while) or
+        /// `canary` (a few hosts take a share of the traffic and are judged, then batches).
         kind [required]: StrategyKind = "\"rolling\"",
-        /// Sizes of the batches, as numbers or shares of the hosts; the last repeats. Only rolling. Default: 1.
+        /// Sizes of the batches, as numbers or shares of the hosts; the last repeats. Only rolling and canary. Default: 1.
         batch: OneOrMany<Amount> = "[1, 5, \"20%\"]",
         /// Instances that must keep serving while others change, as a number or a share. Default: 1 where there is more than one.
         floor: Amount = "\"50%\"",
@@ -457,4 +461,6 @@ pub(crate) fn home_of(key: &str) -> Option<&'static str> {
         .or_else(|| home::<Host>(key))
         .or_else(|| home::<Timeouts>(key))
         .or_else(|| home::<GateTable>(key))
+        .or_else(|| home::<CanaryTable>(key))
+        .or_else(|| home::<ComparisonTable>(key))
 }

@@ -13,11 +13,14 @@ mod build;
 mod check;
 mod gates;
 pub mod init;
-mod language;
 mod problem;
 mod range;
 mod read;
+// Its macro is for those below.
+#[macro_use]
 mod text;
+mod canary;
+mod language;
 
 #[cfg(test)]
 mod tests;

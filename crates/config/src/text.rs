@@ -101,11 +101,13 @@ pub(crate) enum StrategyKind {
     Rolling,
     BlueGreen,
     Halves,
+    Canary,
 }
 choice!(StrategyKind, "a strategy", {
     "rolling" => Self::Rolling,
     "blue-green" => Self::BlueGreen,
     "halves" => Self::Halves,
+    "canary" => Self::Canary,
 });
 
 impl Text for Duration {

@@ -444,6 +444,61 @@ fn one_mistake_is_one_report() {
 }
 
 #[test]
+fn canaries() {
+    let with = |table: &str| {
+        format!(
+            "balancer = {{ haproxy = \"lb:/run/haproxy.sock\" }}\nstrategy = \"canary\"\n[environment.production.canary]\n{table}"
+        )
+    };
+    check_after_base(&with(""), &[]);
+    check_after_base(
+        &with("steps = [\"5% until pass\", \"50% for 10m\"]\ncompare = [{ metric = \"missing\" }]"),
+        &[],
+    );
+    check_after_base(
+        &with("steps = [\"5%\", \"100% until pass\", \"5% for ever\"]"),
+        &[
+            "4 bad-value: `5%` is not a step such as \"5% until pass\" or \"25% for 10m\"",
+            "4 bad-value: a canary gets 1% to 99% of the traffic, not 100%",
+            "4 bad-value: `ever` is not a duration such as 500ms, 30s, 10m, 2h or 3d",
+        ],
+    );
+    check_after_base(
+        &with("steps = [\"25% until pass\", \"5% until pass\"]\nfalse_abort_budget = 1"),
+        &[
+            "4 falling-steps: the step to 5% comes after the one to 25%",
+            "5 bad-value: `false_abort_budget` must be from 0.001 to 0.2",
+        ],
+    );
+    check_after_base(
+        &with(
+            "compare = [{ metric = \"latency_p99\" }, { metric = \"errors\", tolerate = 2.0, pass_if_below = 1.5 }]",
+        ),
+        &[
+            "4 not-counted: HAProxy keeps only averages of how long requests took, and those hide the slow ones",
+            "4 never-passes: a canary that is as bad as is tolerated would never pass",
+        ],
+    );
+    check_after_base(
+        "strategy = \"canary\"\n",
+        &[
+            "1 canary-without-balancer: a canary takes a share of the traffic, and this environment has no `balancer` to share it out",
+        ],
+    );
+    check_after_base(
+        "canary = { hosts = 1 }\n",
+        &["1 not-of-this-strategy: `canary` goes with the strategy of that name"],
+    );
+    check(
+        &BASE.replace("web[1-3]", "web1").replace(
+            "hosts.web",
+            "balancer = { router = \"web1:/r.sock\" }\nstrategy = \"canary\"\nhosts.web",
+        ),
+        &["7 canary-without-others: `web` has one host: there are no others to compare it with"],
+    );
+}
+
+#[test]
 fn a_text_has_a_longest() {
     let text = "#".repeat(greenlight_config::TEXT_BYTES_MAX + 1);
     let problems = parse(&text).unwrap_err();

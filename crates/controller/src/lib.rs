@@ -15,6 +15,7 @@ mod claims;
 pub mod clock;
 mod gather;
 mod hosts;
+mod judging;
 mod lease;
 mod looks;
 mod objects;

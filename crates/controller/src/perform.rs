@@ -1,10 +1,12 @@
 //! Performing one action for real, and looking at what it touched afterwards, so that the next decision sees it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use greenlight_depot::Depot;
+use greenlight_drivers::canary::Share;
 use greenlight_link::connection::ObjectSource;
 use greenlight_link::message::{Event, Reply, Request, SecretValue};
 use greenlight_model::action::{Action, ActionDetail, ActionResult, Blame, OUTPUT_LINES_MAX};
@@ -34,7 +36,13 @@ pub struct Artifacts {
     pub depot: Arc<Depot>,
     /// The values of the secrets that the environment's services read.
     pub secrets: BTreeMap<VariableName, SecretValue>,
+    /// Where the evidence of canaries is kept.
+    pub evidence_directory: PathBuf,
 }
+
+/// How long a canary's share is lent without being renewed, where the balancer can lend: so long it goes on when its
+/// controller has died.
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
 
 /// Everything an action needs, fixed for one rollout.
 pub(crate) struct Performer {
@@ -108,7 +116,7 @@ impl Performer {
             }
         };
         let (host, traffic) = match action {
-            Action::Drain { instance } | Action::Admit { instance } => {
+            Action::Drain { instance } | Action::Admit { instance } | Action::Share { instance, .. } => {
                 (before, self.read_balancers(gatherer, instance).await)
             }
             _ => (Some(gatherer.look_at_host(action.host(), known).await), Vec::new()),
@@ -239,7 +247,7 @@ impl Performer {
                 };
                 hosts.call(host, request, timeouts.stage, watch).await.map(drop)
             }
-            Action::Drain { .. } | Action::Admit { .. } => {
+            Action::Drain { .. } | Action::Admit { .. } | Action::Share { .. } => {
                 let runs = known.get(&instance.service).and_then(|release| self.releases.get(release));
                 self.balance(gatherer, action, runs.map(|release| release.label.as_str())).await
             }
@@ -290,6 +298,11 @@ impl Performer {
         for (_, driver) in self.balancers_of(gatherer, instance) {
             let changed = match action {
                 Action::Drain { .. } => driver.drain(&instance.host).await,
+                Action::Share { canaries, share: Some(share), .. } => {
+                    let release = self.label(&instance.service);
+                    driver.lend(&Share { release, hosts: canaries, share: *share, lease: LEASE }).await
+                }
+                Action::Share { share: None, .. } => driver.conclude().await,
                 _ => driver.admit(&instance.host, runs).await,
             };
             changed.map_err(|error| HostError {
@@ -300,6 +313,12 @@ impl Performer {
             })?;
         }
         Ok(())
+    }
+
+    /// What people call the release that the rollout brings to a service.
+    pub(crate) fn label(&self, service: &ServiceName) -> &str {
+        let target = self.plan.targets.get(service).and_then(|target| self.releases.get(target));
+        target.map_or("", |release| release.label.as_str())
     }
 
     async fn read_balancers(

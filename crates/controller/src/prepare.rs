@@ -74,6 +74,12 @@ pub enum PrepareError {
         /// Its short id.
         short: String,
     },
+    /// A canary is compared with all others.
+    #[error(
+        "{0} has a canary, which is compared with all other hosts, so `--host` cannot be used there; leave it out, or choose \
+         another strategy"
+    )]
+    PartOfCanary(EnvironmentName),
     /// Another rollout has not ended.
     #[error(
         "rollout {rollout} of {environment} has not ended; `greenlight resume {environment}` or `greenlight abort {environment}`"
@@ -131,6 +137,9 @@ pub fn prepare(
         wave.instances.retain(|instance| is_wanted(&instance.host));
     }
     waves.retain(|wave| !wave.instances.is_empty());
+    if !wanted.hosts.is_empty() && waves.iter().any(|wave| !wave.steps.is_empty()) {
+        return Err(PrepareError::PartOfCanary(environment.name.clone()));
+    }
     let highest = instances
         .iter()
         .filter_map(|instance| Some(gathered.report(instance)?.ledger.generation))
@@ -176,6 +185,7 @@ pub fn prepare(
         inventory: claims::without_ended(&gathered.inventory, history),
         traffic: gathered.traffic.clone(),
         gates: Vec::new(),
+        judgement: None,
         in_flight: Vec::new(),
     };
     world.services.extend(services.clone());

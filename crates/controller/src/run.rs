@@ -12,6 +12,7 @@ use std::time::Duration;
 use greenlight_interlock::Interlock;
 use greenlight_link::message::Request;
 use greenlight_model::action::{Action, Verb};
+use greenlight_model::canary::Judgement;
 use greenlight_model::decision::{Decision, Outcome, Running, Step, Wait};
 use greenlight_model::fleet::{Environment, Fleet};
 use greenlight_model::host::HostReport;
@@ -30,12 +31,15 @@ use crate::claims;
 use crate::clock;
 use crate::gather::{Gathered, Gatherer, Look};
 use crate::hosts::{HostError, Hosts};
+use crate::judging::{Counted, EvidenceFileError, Judging};
 use crate::objects::DepotObjects;
 use crate::perform::{Artifacts, Performed, Performer, Standing};
 use crate::prepare::{release_facts, rollout_gates};
 use crate::progress::{Progress, ProgressSink};
 use crate::releases::{charter, known_releases};
 use crate::takeover;
+
+mod canary;
 
 /// How often the log is read for what operators ask, and balancers while a wait depends on them.
 const TICK: Duration = Duration::from_millis(200);
@@ -76,6 +80,11 @@ pub enum RunError {
     /// The depot cannot be read.
     #[error("the depot failed: {0}")]
     Depot(String),
+    /// The evidence of a canary cannot be kept.
+    #[error(
+        "the evidence of the canary cannot be kept, so nothing more is done; `greenlight resume` goes on when it is mended"
+    )]
+    Evidence(#[from] EvidenceFileError),
     /// Another controller drives the rollout now.
     #[error(
         "{by} has taken rollout {rollout} over from another machine, so this controller has let go: what it had begun ends by itself. \
@@ -120,16 +129,22 @@ pub struct Controller {
     reading: BTreeSet<usize>,
     renewing: BTreeSet<Instance>,
     last_waits: Vec<Wait>,
+    /// The judges of the canary, where there is one.
+    judging: Option<Judging>,
+    /// What judging it has come to.
+    judgement: Option<Judgement>,
+    counting: BTreeSet<usize>,
     arrivals: (mpsc::UnboundedSender<Arrival>, mpsc::UnboundedReceiver<Arrival>),
 }
 
 /// Something that came in. The channel is unbounded because what can be in it is bounded by what was begun: one end
-/// per action in flight, one look per host and balancer, one renewal per instance.
+/// per action in flight, one look per host and balancer, one reading of counts per balancer, one renewal per instance.
 enum Arrival {
     Performed { action: Action, performed: Box<Performed> },
     Looked { host: HostName, look: Box<Look<Result<HostReport, HostError>>> },
     Read { index: usize, look: Look<BalancerReport> },
     Renewed { instance: Instance, failed: Option<String> },
+    Counted(Box<Counted>),
 }
 
 /// The number of the look at each host and balancer that was taken in last.
@@ -182,6 +197,7 @@ impl Controller {
             artifacts,
             progress: Arc::clone(&progress),
         });
+        let judging = Judging::new(&performer.plan, &environment, &performer.artifacts.evidence_directory);
         let read_up_to = log.history().last_seq;
         Ok(Self {
             fleet,
@@ -201,6 +217,9 @@ impl Controller {
             reading: BTreeSet::new(),
             renewing: BTreeSet::new(),
             last_waits: Vec::new(),
+            judging,
+            judgement: None,
+            counting: BTreeSet::new(),
             arrivals: mpsc::unbounded_channel(),
         })
     }
@@ -238,6 +257,7 @@ impl Controller {
                     tick += 1;
                     self.log.refresh()?;
                     self.look(tick);
+                    self.count(tick);
                 }
             }
         }
@@ -390,6 +410,7 @@ impl Controller {
                 self.read(index, look);
                 Ok(())
             }
+            Arrival::Counted(counted) => self.counted(*counted),
             Arrival::Renewed { instance, failed } => {
                 self.renewing.remove(&instance);
                 if let Some(why) = failed {
@@ -553,6 +574,7 @@ impl Controller {
                 &self.gathered.traffic,
                 now,
             ),
+            judgement: self.judgement.clone(),
             in_flight: self.in_flight.clone(),
         })
     }

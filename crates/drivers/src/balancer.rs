@@ -3,15 +3,15 @@
 //! A server in maintenance was taken out by a person or by the configuration. Greenlight does not overrule that: draining
 //! leaves it as it is (it takes nothing already), admitting is refused with what to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use greenlight_model::fleet::{Balancer, BalancerKind};
 use greenlight_model::id::HostName;
-use greenlight_model::traffic::{Admission, Server};
+use greenlight_model::traffic::{Admission, Server, weights};
 
-use crate::canary::{Counts, Lent, Share, Weighted, weights};
+use crate::canary::{Counts, Share};
 use crate::transport::{Transport, TransportError};
 use crate::{haproxy, router};
 
@@ -183,17 +183,39 @@ impl BalancerDriver {
         self.change(host, Admission::Ready, release).await.map_err(|problem| self.error(problem))
     }
 
-    /// Lends a share of the traffic to the hosts of a release; what is in force is read back. See [`crate::canary`] for what
-    /// each balancer can.
+    /// Lends a share of the traffic to the hosts of a release, whether they are admitted yet or not. See [`crate::canary`] for
+    /// what each balancer can, and [`weights`] for what is read back afterwards.
     ///
     /// # Errors
-    /// When it cannot be changed, or an alert holds the canary there.
-    pub async fn lend(&self, share: &Share<'_>) -> Result<Lent, DriverError> {
-        let lent = match self.kind {
-            Kind::Router => router::lend(&*self.transport, share).await,
-            Kind::Haproxy => self.lend_by_weights(share.hosts, share.per_mille).await,
-        };
-        lent.map(|per_mille| Lent { per_mille }).map_err(|problem| self.error(problem))
+    /// When it cannot be changed, shares otherwise afterwards, or an alert holds the canary there.
+    pub async fn lend(&self, share: &Share<'_>) -> Result<(), DriverError> {
+        self.lend_share(share).await.map_err(|problem| self.error(problem))
+    }
+
+    async fn lend_share(&self, share: &Share<'_>) -> Result<(), DriverProblem> {
+        let wanted = weights(&self.read_servers().await?, share.hosts, share.share);
+        match self.kind {
+            Kind::Router => {
+                let hosts = self.servers.iter().filter(|(host, _)| share.hosts.contains(*host));
+                let names: Vec<&str> = hosts.map(|(_, server)| server.as_str()).collect();
+                router::lend(&*self.transport, &names, share).await?;
+            }
+            Kind::Haproxy => self.weigh(&wanted).await?,
+        }
+        for (host, found) in &self.read_servers().await? {
+            let expected = wanted.get(host).copied().unwrap_or(found.normal_weight);
+            if found.weight != expected {
+                let server = self.servers.get(host).cloned().unwrap_or_default();
+                return Err(DriverProblem::WeightNotAsSet { server, expected, found: found.weight });
+            }
+        }
+        Ok(())
+    }
+
+    async fn weigh(&self, weights: &BTreeMap<HostName, u32>) -> Result<(), DriverProblem> {
+        let weights =
+            weights.iter().filter_map(|(host, weight)| Some((self.servers.get(host)?.clone(), *weight)));
+        haproxy::set_weights(&*self.transport, &self.backend, &weights.collect()).await
     }
 
     /// Lends the present share for longer. HAProxy has no lease: nothing is done.
@@ -208,13 +230,13 @@ impl BalancerDriver {
         .map_err(|problem| self.error(problem))
     }
 
-    /// Ends the trial: all servers share the traffic by their own weights again.
+    /// Ends the trial, where there is one: all servers share the traffic by their own weights again.
     ///
     /// # Errors
     /// When it cannot be changed, or an alert holds the canary there.
-    pub async fn conclude(&self, release: &str) -> Result<(), DriverError> {
+    pub async fn conclude(&self) -> Result<(), DriverError> {
         match self.kind {
-            Kind::Router => router::conclude(&*self.transport, release).await,
+            Kind::Router => router::conclude(&*self.transport).await,
             Kind::Haproxy => {
                 haproxy::reset_weights(&*self.transport, &self.backend, self.servers.values()).await
             }
@@ -227,10 +249,10 @@ impl BalancerDriver {
     ///
     /// # Errors
     /// When it cannot be changed.
-    pub async fn alert(&self, hosts: &[HostName], reason: &str, by: &str) -> Result<(), DriverError> {
+    pub async fn alert(&self, hosts: &BTreeSet<HostName>, reason: &str, by: &str) -> Result<(), DriverError> {
         match self.kind {
             Kind::Router => router::alert(&*self.transport, reason, by).await,
-            Kind::Haproxy => self.lend_by_weights(hosts, 0).await.map(drop),
+            Kind::Haproxy => self.weigh(&hosts.iter().map(|host| (host.clone(), 0)).collect()).await,
         }
         .map_err(|problem| self.error(problem))
     }
@@ -260,35 +282,6 @@ impl BalancerDriver {
             Kind::Haproxy => haproxy::counts(&*self.transport, &self.backend, host).await,
         }
         .map_err(|problem| self.error(problem))
-    }
-
-    /// Sets weights that give `hosts` the share, reads them back, and tells the share in force.
-    async fn lend_by_weights(&self, hosts: &[HostName], per_mille: u32) -> Result<u32, DriverProblem> {
-        let now = self.read_servers().await?;
-        let configured = haproxy::configured_weights(&*self.transport, &self.backend).await?;
-        let weighted = |(host, name): (&HostName, &String)| {
-            let server = Weighted {
-                configured: configured.get(name).copied().unwrap_or(1),
-                is_canary: hosts.contains(host),
-                is_ready: now.get(host).is_some_and(|server| server.admission == Admission::Ready),
-            };
-            (name.clone(), server)
-        };
-        let servers: BTreeMap<String, Weighted> = self.servers.iter().map(weighted).collect();
-        let (weights, in_force) = weights(&servers, per_mille);
-        haproxy::set_weights(&*self.transport, &self.backend, &weights).await?;
-        let after = self.read_servers().await?;
-        for (host, name) in &self.servers {
-            let (expected, found) = (weights.get(name), after.get(host).map(|server| server.weight));
-            if expected.copied() != found {
-                return Err(DriverProblem::WeightNotAsSet {
-                    server: name.clone(),
-                    expected: expected.copied().unwrap_or(0),
-                    found: found.unwrap_or(0),
-                });
-            }
-        }
-        Ok(in_force)
     }
 
     async fn change(

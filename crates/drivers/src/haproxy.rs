@@ -100,23 +100,6 @@ async fn change_weights(
     }
 }
 
-/// The weights of the configuration.
-pub(crate) async fn configured_weights(
-    transport: &dyn Transport,
-    backend: &str,
-) -> Result<BTreeMap<String, u32>, DriverProblem> {
-    check_name("backend", backend)?;
-    let answer = transport.exchange(&format!("show servers state {backend}\n")).await?;
-    let mut lines = answer.lines().map(str::trim_end).filter(|line| !line.is_empty()).skip(1);
-    let columns = Columns::of(lines.next().unwrap_or_default().split(' ').skip(1));
-    lines
-        .map(|line| {
-            let row: Vec<&str> = line.split(' ').collect();
-            Ok((columns.text(&row, "srv_name")?.to_owned(), columns.number(&row, "srv_iweight")?))
-        })
-        .collect()
-}
-
 /// Requests and errors since HAProxy was started or reloaded; `host` tells which host a server is.
 pub(crate) async fn counts(
     transport: &dyn Transport,
@@ -222,7 +205,10 @@ fn parse(answer: &str) -> Result<BTreeMap<String, Server>, DriverProblem> {
             columns.number(&row, "srv_admin_state")?,
             columns.number(&row, "srv_op_state")?,
             columns.number(&row, "srv_check_state")?,
-            columns.number(&row, "srv_uweight")?,
+            Weights {
+                now: columns.number(&row, "srv_uweight")?,
+                normal: columns.number(&row, "srv_iweight")?,
+            },
             numbers,
         )?;
         if servers.insert(name.to_owned(), server).is_some() {
@@ -236,7 +222,7 @@ fn server(
     admin_state: u32,
     operational_state: u32,
     check_state: u32,
-    weight: u32,
+    weights: Weights,
     numbers: &Statistics,
 ) -> Result<Server, DriverProblem> {
     let admission = if admin_state & admin::MAINTENANCE != 0 {
@@ -259,7 +245,15 @@ fn server(
         3 => ServerHealth::Down,
         other => return Err(malformed(format!("operational state {other} is not known"))),
     };
-    Ok(Server { admission, health, sessions: numbers.sessions, weight })
+    let (weight, normal_weight) = (weights.now, weights.normal);
+    Ok(Server { admission, health, sessions: numbers.sessions, weight, normal_weight })
+}
+
+/// A server's weight now, and by the configuration.
+#[derive(Clone, Copy)]
+struct Weights {
+    now: u32,
+    normal: u32,
 }
 
 /// What the statistics add to a server's state.

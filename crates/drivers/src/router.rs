@@ -1,10 +1,11 @@
 //! The built-in router's control socket: one JSON object per line. Its backends are what HAProxy calls servers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use greenlight_model::id::HostName;
-use greenlight_model::traffic::{Admission, Server, ServerHealth};
+use greenlight_model::quantity::Percent;
+use greenlight_model::traffic::{Admission, Server, ServerHealth, weights};
 use serde::{Deserialize, Serialize};
 
 use crate::balancer::{DriverProblem, word};
@@ -17,7 +18,8 @@ enum Request<'a> {
     Get {},
     Backend {
         name: &'a str,
-        state: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        state: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         release: Option<&'a str>,
     },
@@ -65,7 +67,14 @@ struct Snapshot {
 
 #[derive(Deserialize)]
 struct Canary {
+    spec: Trial,
+    /// What it gets now: nothing once its lease has ended.
     share_in_force_per_mille: u32,
+}
+
+#[derive(Deserialize)]
+struct Trial {
+    release: String,
 }
 
 #[derive(Deserialize)]
@@ -104,6 +113,7 @@ struct Spec {
     name: String,
     weight: u32,
     state: State,
+    release: Option<String>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -122,10 +132,29 @@ enum Health {
     Checking,
 }
 
-/// Each backend of the router.
+/// Each backend of the router. It shares out by release; weights that come to the same are shown.
 pub(crate) async fn read(transport: &dyn Transport) -> Result<BTreeMap<String, Server>, DriverProblem> {
-    let snapshot = change(transport, &Request::Get {}).await?;
-    Ok(snapshot.backends.into_iter().map(|backend| (backend.spec.name.clone(), server(&backend))).collect())
+    let Snapshot { backends, canary } = change(transport, &Request::Get {}).await?;
+    let mut servers: BTreeMap<String, Server> =
+        backends.iter().map(|backend| (backend.spec.name.clone(), server(backend))).collect();
+    let Some(canary) = canary else { return Ok(servers) };
+    // Weights are given to hosts; here a backend's name stands for its host.
+    let named = |name: &str| name.parse::<HostName>().ok();
+    let on_trial = backends.iter().filter(|one| one.spec.release.as_ref() == Some(&canary.spec.release));
+    let canaries: BTreeSet<HostName> = on_trial.filter_map(|one| named(&one.spec.name)).collect();
+    let by_host = servers.iter().filter_map(|(name, server)| Some((named(name)?, *server))).collect();
+    let percent = u8::try_from(canary.share_in_force_per_mille / 10).ok();
+    let share = percent.and_then(|percent| Percent::try_from(percent).ok()).filter(|share| share.get() > 0);
+    let in_force = share.map(|share| weights(&by_host, &canaries, share));
+    for (name, server) in &mut servers {
+        let Some(host) = named(name) else { continue };
+        server.weight = match &in_force {
+            Some(weights) => weights.get(&host).copied().unwrap_or(server.weight),
+            None if canaries.contains(&host) => 0,
+            None => server.weight,
+        };
+    }
+    Ok(servers)
 }
 
 /// Sets a backend's state, and which release answers there when that is known. The answer comes when every core of the router has made the change.
@@ -135,19 +164,25 @@ pub(crate) async fn set(
     wanted: Admission,
     release: Option<&str>,
 ) -> Result<(), DriverProblem> {
-    change(transport, &Request::Backend { name, state: word(wanted), release }).await.map(drop)
+    change(transport, &Request::Backend { name, state: Some(word(wanted)), release }).await.map(drop)
 }
 
-/// Lends a share to a release; the answer is the share in force, in thousandths.
-pub(crate) async fn lend(transport: &dyn Transport, share: &Share<'_>) -> Result<u32, DriverProblem> {
+/// Lends a share to the release that these backends run.
+pub(crate) async fn lend(
+    transport: &dyn Transport,
+    backends: &[&str],
+    share: &Share<'_>,
+) -> Result<(), DriverProblem> {
+    // They are not admitted yet, so nobody has told the router what they run by now.
+    for name in backends {
+        change(transport, &Request::Backend { name, state: None, release: Some(share.release) }).await?;
+    }
     let spec = CanarySpec {
         release: share.release,
-        share_per_mille: share.per_mille,
+        share_per_mille: u32::from(share.share.get()) * 10,
         lease_ms: milliseconds(share.lease),
     };
-    let snapshot = change(transport, &Request::Canary { spec }).await?;
-    let canary = snapshot.canary.ok_or_else(|| malformed("it set a canary and tells of none"))?;
-    Ok(canary.share_in_force_per_mille)
+    change(transport, &Request::Canary { spec }).await.map(drop)
 }
 
 pub(crate) async fn renew(
@@ -158,8 +193,9 @@ pub(crate) async fn renew(
     change(transport, &Request::Renew { release, lease_ms: milliseconds(lease) }).await.map(drop)
 }
 
-pub(crate) async fn conclude(transport: &dyn Transport, release: &str) -> Result<(), DriverProblem> {
-    change(transport, &Request::Conclude { release }).await.map(drop)
+pub(crate) async fn conclude(transport: &dyn Transport) -> Result<(), DriverProblem> {
+    let Some(canary) = change(transport, &Request::Get {}).await?.canary else { return Ok(()) };
+    change(transport, &Request::Conclude { release: &canary.spec.release }).await.map(drop)
 }
 
 pub(crate) async fn alert(transport: &dyn Transport, reason: &str, by: &str) -> Result<(), DriverProblem> {
@@ -238,5 +274,6 @@ fn server(backend: &Backend) -> Server {
         },
         sessions: backend.sessions,
         weight: backend.spec.weight,
+        normal_weight: backend.spec.weight,
     }
 }

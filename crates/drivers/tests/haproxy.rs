@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -123,15 +123,17 @@ fn reserve() -> (socket2::Socket, SocketAddr) {
 async fn a_canary_is_lent_its_share_and_loses_it_by_an_alert() {
     let haproxy = Haproxy::start().await;
     let driver = haproxy.driver("web", "admin.sock");
-    let canary = [host("web2")];
-    let share = |per_mille| Share {
+    let canary = BTreeSet::from([host("web2")]);
+    let share = |percent: u8| Share {
         release: "v2",
         hosts: &canary,
-        per_mille,
+        share: percent.try_into().unwrap(),
         lease: std::time::Duration::from_secs(600),
     };
-    let lent = driver.lend(&share(300)).await.unwrap().per_mille;
-    assert!((295..=300).contains(&lent), "{lent}");
+    driver.lend(&share(30)).await.unwrap();
+    let servers = driver.read().await.unwrap();
+    let (one, two) = (servers[&host("web1")].weight, servers[&host("web2")].weight);
+    assert!((295..=300).contains(&(1000 * two / (one + two))), "{one} and {two}");
     driver.renew("v2", std::time::Duration::from_secs(600)).await.unwrap();
     let before = driver.counts().await.unwrap();
     let seen = support::ask(Client::connect(haproxy.frontend), 1000);
@@ -150,10 +152,10 @@ async fn a_canary_is_lent_its_share_and_loses_it_by_an_alert() {
     driver.alert(&canary, "5 % errors", "verdict").await.unwrap();
     assert_eq!(support::ask(Client::connect(haproxy.frontend), 1000).get("second"), None);
     driver.enable("ada").await.unwrap();
-    driver.conclude("v2").await.unwrap();
+    driver.conclude().await.unwrap();
     let servers = driver.read().await.unwrap();
     assert_eq!((servers[&host("web1")].weight, servers[&host("web2")].weight), (10, 20), "as configured");
-    let error = haproxy.driver("web", "user.sock").lend(&share(10)).await.unwrap_err();
+    let error = haproxy.driver("web", "user.sock").lend(&share(1)).await.unwrap_err();
     assert!(matches!(error.problem, DriverProblem::NotAdmin), "{error}");
 }
 

@@ -253,7 +253,13 @@ fn windows_open_freezes_end_and_traffic_falls() {
         servers: BTreeMap::new(),
     }];
     let report = |sessions: u64| {
-        let server = Server { admission: Admission::Ready, health: ServerHealth::Up, sessions, weight: 1 };
+        let server = Server {
+            admission: Admission::Ready,
+            health: ServerHealth::Up,
+            sessions,
+            weight: 1,
+            normal_weight: 1,
+        };
         BalancerReport::Servers(BTreeMap::from([
             ("a".parse().unwrap(), server),
             ("b".parse().unwrap(), server),

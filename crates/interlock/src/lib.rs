@@ -14,9 +14,8 @@
 //! | 6 migration | a migration a second time, beside another, or on the way back |
 //! | 7 fallback | changing a kept half or a standby before its time |
 //! | 8 retention | removing what could still be gone back to; activating a bad or unstaged release |
+//! | 9 share | a share of the traffic for what is not a canary under judgement, or none at all by weight |
 //! | 10 ownership | acting on what is not part of the rollout |
-//!
-//! Rule 9 (canary traffic is a lease) has no actions yet that could break it.
 //!
 //! Not in here: whether a step is useful, or which one comes first. In a decision of several steps each is to be judged
 //! with those begun before it: in `World::in_flight`, or by [`Interlock::begin`]. A moment costs at most linear time in the
@@ -51,13 +50,15 @@ pub enum Rule {
     Fallback = 7,
     /// What could still be gone back to is never removed; a bad release is never activated.
     Retention = 8,
+    /// Traffic is shared out by weight only for the sake of a canary that is being judged.
+    Share = 9,
     /// What is not part of the rollout is never touched.
     Ownership = 10,
 }
 
 impl Rule {
     /// Every rule, by number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Capacity,
         Self::Claim,
         Self::Proof,
@@ -66,6 +67,7 @@ impl Rule {
         Self::Migration,
         Self::Fallback,
         Self::Retention,
+        Self::Share,
         Self::Ownership,
     ];
 
@@ -87,6 +89,7 @@ impl fmt::Display for Rule {
             Self::Migration => "migration",
             Self::Fallback => "fallback",
             Self::Retention => "retention",
+            Self::Share => "share",
             Self::Ownership => "ownership",
         };
         write!(f, "rule {} ({name})", self.number())

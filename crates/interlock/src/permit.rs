@@ -45,7 +45,7 @@ struct Red {
 type Check = fn(&Interlock<'_>, &Action) -> Option<String>;
 
 /// In this order, because a later rule may take for granted what an earlier one has judged.
-const CHECKS: [(Rule, Check); 9] = [
+const CHECKS: [(Rule, Check); 10] = [
     (Rule::Ownership, ownership),
     (Rule::Claim, claim),
     (Rule::Migration, migration),
@@ -53,6 +53,7 @@ const CHECKS: [(Rule, Check); 9] = [
     (Rule::Gates, gates),
     (Rule::Order, order),
     (Rule::Fallback, fallback),
+    (Rule::Share, share),
     (Rule::Proof, proof),
     (Rule::Capacity, capacity),
 ];
@@ -324,6 +325,41 @@ fn gates(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
         Light::Green { .. } => None,
         Light::Amber { why } => Some(format!("gate {} is amber: {why}", gate.name)),
         Light::Red { why } => Some(format!("gate {} is red: {why}", gate.name)),
+    })
+}
+
+/// Rule 9. To end a canary is always permitted: every server gets what its balancer's configuration says.
+fn share(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
+    let Action::Share { instance, canaries, share: Some(share) } = action else { return None };
+    let world = interlock.world;
+    let rollout = &world.rollout;
+    let service = &instance.service;
+    if rollout.is_turning_back() {
+        return Some(format!(
+            "the rollout turns back, so no canary of {service} gets {share} of the traffic"
+        ));
+    }
+    let mut open = rollout.plan.waves.iter().enumerate().filter(|(index, wave)| {
+        !wave.steps.is_empty()
+            && !rollout.waves_proven.contains_key(index)
+            && wave.instances.iter().any(|one| one.service == *service)
+    });
+    let Some((index, wave)) = open.next() else {
+        return Some(format!("no canary of {service} is being judged, so none gets {share} of the traffic"));
+    };
+    let passed = rollout.canaries.get(&index).map_or(0, |canary| canary.passed);
+    let due = wave.steps.get(passed).map(|step| step.share);
+    if due.is_none_or(|due| due < *share) {
+        let due = due.map_or("nothing".to_owned(), |due| due.to_string());
+        return Some(format!("the canary of {service} is to get {due} of the traffic now, not {share}"));
+    }
+    canaries.iter().find_map(|host| {
+        let canary = Instance::new(host.clone(), service.clone());
+        if !wave.instances.contains(&canary) || rollout.left_out.contains_key(&canary) {
+            return Some(format!("{canary} is not of the canary"));
+        }
+        (!is_proven(world, &canary))
+            .then(|| format!("{canary} does not prove its release, so it gets no share of the traffic"))
     })
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use greenlight_model::action::{Action, Verb};
+use greenlight_model::canary::{CanaryStep, Until};
 use greenlight_model::host::{Claim, Guard, LedgerEntry, LedgerEvent};
 use greenlight_model::id::{Generation, ReleaseId};
 use greenlight_model::rollout::{FormerMigration, MigrationState};
@@ -132,13 +133,24 @@ impl Chance {
             }
             _ => {}
         }
+        if self.once_in(2) {
+            let step = |percent: u8| CanaryStep { share: percent.try_into().unwrap(), until: Until::Pass };
+            drawn.rollout.plan.waves[0].steps = vec![step(5), step(50)];
+            drawn.rollout.canaries.entry(0).or_default().passed = self.below(3);
+        }
         drawn
     }
 
     fn action(&mut self) -> Action {
         let instance = instance(self.host());
         let (release, generation) = (self.release(), Generation(7 + u64::from(self.once_in(4))));
-        match self.below(8) {
+        match self.below(9) {
+            8 => Action::Share {
+                instance,
+                canaries: std::iter::once(self.host().parse().unwrap()).collect(),
+                share: [None, Some(5), Some(50)][self.below(3)]
+                    .map(|percent: u8| percent.try_into().unwrap()),
+            },
             0 | 1 => Action::Drain { instance },
             2 | 3 => Action::Activate { instance, release, generation },
             4 => Action::Admit { instance },
@@ -194,6 +206,13 @@ fn broken(world: &World, action: &Action) -> Vec<Rule> {
         refuse(Rule::Migration, world.in_flight.iter().any(is_other));
     }
 
+    if let Action::Share { canaries, share: Some(share), .. } = action {
+        let is_open = !plan.waves[0].steps.is_empty() && !rollout.waves_proven.contains_key(&0);
+        let due = [5, 50, 0][rollout.canaries.get(&0).map_or(0, |canary| canary.passed)];
+        let is_canary =
+            canaries.iter().all(|host| host.as_str() == "a") && !rollout.goes_back(&instance("a"));
+        refuse(Rule::Share, !is_open || !is_canary || share.get() > due || linked("a") != Some(NEW));
+    }
     if let Action::Prune { keep, .. } = action {
         let ledger = &seen.ledger;
         let needed = [ledger.active, ledger.last_good, Some(NEW), plan.baseline.get(one).copied().flatten()];

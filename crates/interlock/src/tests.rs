@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use greenlight_model::Timestamp;
 use greenlight_model::action::Action;
+use greenlight_model::canary::{CanaryStep, Until};
 use greenlight_model::fleet::{
     Balancer, BalancerKind, BecomeRoot, Environment, Floor, HostSettings, LinkKind, ManagerKind, OnFailure,
     Strategy, Timeouts,
@@ -71,6 +72,7 @@ pub(crate) fn world() -> World {
         instances: BTreeSet::from([instance(host)]),
         together: false,
         after: Duration::ZERO,
+        steps: Vec::new(),
     };
     let plan = Plan {
         id: "production-1".parse().unwrap(),
@@ -86,7 +88,13 @@ pub(crate) fn world() -> World {
     };
     let facts =
         |title: &str| ReleaseFacts { title: title.to_owned(), service: "web".parse().unwrap(), bad: None };
-    let server = Server { admission: Admission::Ready, health: ServerHealth::Up, sessions: 0, weight: 100 };
+    let server = Server {
+        admission: Admission::Ready,
+        health: ServerHealth::Up,
+        sessions: 0,
+        weight: 100,
+        normal_weight: 100,
+    };
     World {
         now: at(0),
         environment,
@@ -96,6 +104,7 @@ pub(crate) fn world() -> World {
         inventory: names.iter().map(|name| (name.clone(), observation())).collect(),
         traffic: vec![BalancerReport::Servers(names.iter().map(|name| (name.clone(), server)).collect())],
         gates: vec![Gate { name: "tests".to_owned(), light: Light::Green { why: "passed".to_owned() } }],
+        judgement: None,
         in_flight: Vec::new(),
     }
 }
@@ -502,6 +511,56 @@ fn rule_8_retention() {
 }
 
 #[test]
+fn rule_9_share() {
+    let rule = Rule::Share;
+    let share = |host: &str, percent: u8| Action::Share {
+        instance: instance("a"),
+        canaries: BTreeSet::from([host.parse().unwrap()]),
+        share: Some(percent.try_into().unwrap()),
+    };
+    let canary = |world: &mut World| {
+        let step = |percent: u8| CanaryStep { share: percent.try_into().unwrap(), until: Until::Pass };
+        world.rollout.plan.waves[0].steps = vec![step(5), step(50)];
+        switch(world, "a");
+    };
+    permitted(&share("a", 5), canary);
+    refused(rule, "the canary of web is to get 5% of the traffic now, not 50%", &share("a", 50), canary);
+    permitted(&share("a", 50), |world| {
+        canary(world);
+        world.rollout.canaries.entry(0).or_default().passed = 1;
+    });
+    refused(rule, "b/web is not of the canary", &share("b", 5), canary);
+    refused(
+        rule,
+        "a/web does not prove its release, so it gets no share of the traffic",
+        &share("a", 5),
+        |world| {
+            canary(world);
+            report(world, "a").linked = Some(OLD);
+        },
+    );
+    refused(
+        rule,
+        "no canary of web is being judged, so none gets 5% of the traffic",
+        &share("a", 5),
+        |world| switch(world, "a"),
+    );
+    refused(
+        rule,
+        "the rollout turns back, so no canary of web gets 5% of the traffic",
+        &share("a", 5),
+        |world| {
+            canary(world);
+            turn_back(world);
+        },
+    );
+    // What the configuration says may be given back at any time.
+    let usual = Action::Share { instance: instance("a"), canaries: BTreeSet::new(), share: None };
+    permitted(&usual, turn_back);
+    permitted(&usual, |_| {});
+}
+
+#[test]
 fn rule_10_ownership() {
     let rule = Rule::Ownership;
     refused(rule, "x/web is not part of rollout production-1", &drain("x"), |_| {});
@@ -513,7 +572,7 @@ fn rule_10_ownership() {
 #[test]
 fn a_rule_is_shown_with_its_number() {
     let numbers: Vec<u8> = Rule::ALL.iter().map(|rule| rule.number()).collect();
-    assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 10]);
+    assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
     let violation = permit(&world(), &drain("x")).unwrap_err();
     assert_eq!(violation.to_string(), "rule 10 (ownership): x/web is not part of rollout production-1");
 }

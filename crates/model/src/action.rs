@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::Check;
 use crate::id::{Generation, HostName, Instance, ReleaseId};
+use crate::quantity::Percent;
 
 /// One thing to do. Every action can be repeated: doing it again when it is done changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -80,6 +81,16 @@ pub enum Action {
         /// Which.
         instance: Instance,
     },
+    /// Set what the canary of the instance's service gets of the traffic, in every balancer of the service at once. Nothing
+    /// goes in or out of traffic by it.
+    Share {
+        /// On whose behalf: one of the canary's, or another one of its service.
+        instance: Instance,
+        /// The canary's hosts.
+        canaries: BTreeSet<HostName>,
+        /// The share of all of them together; none ends the canary: every server has its usual weight.
+        share: Option<Percent>,
+    },
     /// Remove releases that nothing needs any more.
     Prune {
         /// Where.
@@ -109,6 +120,7 @@ impl Action {
             | Self::Deactivate { instance, .. }
             | Self::Confirm { instance, .. }
             | Self::Admit { instance }
+            | Self::Share { instance, .. }
             | Self::Prune { instance, .. }
             | Self::Unclaim { instance } => instance,
         }
@@ -134,6 +146,7 @@ impl Action {
             | Self::Drain { .. }
             | Self::Deactivate { .. }
             | Self::Admit { .. }
+            | Self::Share { .. }
             | Self::Prune { .. }
             | Self::Unclaim { .. } => None,
         }
@@ -153,6 +166,7 @@ impl Action {
             Self::Deactivate { .. } => Verb::Deactivate,
             Self::Confirm { .. } => Verb::Confirm,
             Self::Admit { .. } => Verb::Admit,
+            Self::Share { .. } => Verb::Share,
             Self::Prune { .. } => Verb::Prune,
             Self::Unclaim { .. } => Verb::Unclaim,
         }
@@ -174,6 +188,7 @@ pub enum Verb {
     Deactivate,
     Confirm,
     Admit,
+    Share,
     Prune,
     Unclaim,
 }
@@ -191,6 +206,7 @@ impl fmt::Display for Verb {
             Self::Deactivate => "deactivate",
             Self::Confirm => "confirm",
             Self::Admit => "admit",
+            Self::Share => "share",
             Self::Prune => "prune",
             Self::Unclaim => "unclaim",
         })

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::Timestamp;
 use crate::action::{Action, Verb};
 use crate::id::{HostName, Instance, ReleaseId, RolloutId, ServiceName};
+use crate::quantity::Percent;
 use crate::rollout::Note;
 
 /// The planner's answer for one world.
@@ -77,6 +78,17 @@ pub enum Wait {
     /// The old half is kept as the way back.
     Fallback {
         /// Until when.
+        until: Timestamp,
+    },
+    /// A canary has its share of the traffic and is being judged.
+    Verdict {
+        /// Its share of the traffic.
+        share: Percent,
+        /// What judging it has come to so far.
+        why: String,
+        /// About how many more of its requests a verdict would take, where that can be said.
+        requests_needed: Option<u64>,
+        /// When the step is over, or its time without a verdict is up.
         until: Timestamp,
     },
     /// An earlier wave is not proven.

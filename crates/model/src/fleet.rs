@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::canary::Canary;
 use crate::gate::{Gates, Roles};
 use crate::id::{
     EnvironmentName, HostName, Instance, ProcessName, ProfileName, ServiceName, UserName, VariableName,
@@ -279,6 +280,8 @@ pub enum Strategy {
         #[serde(with = "duration_ms")]
         keep_for: Duration,
     },
+    /// A small first wave that takes a stated share of the traffic, step by step, while it is judged; then batches.
+    Canary(Canary),
 }
 
 /// How many hosts a batch has.

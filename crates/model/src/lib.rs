@@ -8,6 +8,7 @@
 
 pub mod action;
 pub mod calendar;
+pub mod canary;
 pub mod charter;
 pub mod decision;
 pub mod evidence;

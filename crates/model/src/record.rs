@@ -489,6 +489,15 @@ fn turn(rollout: &mut Rollout, note: &Note, record: &Record) {
         Note::WaveProven { wave } => {
             rollout.waves_proven.insert(*wave, record.at);
         }
+        Note::StepPassed { wave, step, .. } => {
+            let canary = rollout.canaries.entry(*wave).or_default();
+            canary.passed = canary.passed.max(step + 1);
+            canary.passed_at = Some(record.at);
+        }
+        Note::Ask { wave, step, why } => {
+            rollout.canaries.entry(*wave).or_default().asked = Some(*step);
+            rollout.held = Some(Held { by: "greenlight".to_owned(), why: why.clone() });
+        }
         Note::LeaveOut { instance, why } => {
             rollout.left_out.insert(instance.clone(), why.clone());
             // What failed on the way forward says nothing about the way back.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::action::{Action, Blame, Verb};
+use crate::canary::{CanaryProgress, CanaryStep};
 use crate::decision::Outcome;
 use crate::id::{
     EnvironmentName, Generation, HostName, Instance, PlanDigest, ReleaseId, RolloutId, ServiceName,
@@ -61,6 +62,10 @@ pub struct Wave {
     /// How long the wave before this one must have been proven before this one begins (halves).
     #[serde(with = "duration_ms")]
     pub after: Duration,
+    /// The shares of the traffic that it takes one after another once it is admitted, while it is judged; none where it takes
+    /// its usual part at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<CanaryStep>,
 }
 
 /// A turn in the rollout's own course: recorded, then everything is decided anew.
@@ -71,6 +76,24 @@ pub enum Note {
     WaveProven {
         /// Its index in the plan, from 0.
         wave: usize,
+    },
+    /// A step of a canary is over: it gets its next share, or the wave is proven.
+    StepPassed {
+        /// The wave's index in the plan, from 0.
+        wave: usize,
+        /// The step's index, from 0.
+        step: usize,
+        /// What that rests on.
+        why: String,
+    },
+    /// A step of a canary has had its time without a verdict: a person is asked, and the rollout held until then.
+    Ask {
+        /// The wave's index in the plan, from 0.
+        wave: usize,
+        /// The step's index, from 0.
+        step: usize,
+        /// What judging it has come to.
+        why: String,
     },
     /// The instance failed; the budget allows to go on without it. It goes back to its baseline.
     LeaveOut {
@@ -157,6 +180,8 @@ pub struct Rollout {
     pub pruned: BTreeSet<Instance>,
     /// When each wave was proven, by index.
     pub waves_proven: BTreeMap<usize, Timestamp>,
+    /// How far each canary wave is, by index; none for one that has not passed a step.
+    pub canaries: BTreeMap<usize, CanaryProgress>,
     /// How it ended, when it has.
     pub outcome: Option<Outcome>,
     /// When it ended.
@@ -234,6 +259,7 @@ impl Rollout {
             under_way: BTreeMap::new(),
             pruned: BTreeSet::new(),
             waves_proven: BTreeMap::new(),
+            canaries: BTreeMap::new(),
             outcome: None,
             ended_at: None,
         }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::action::Action;
+use crate::canary::Judgement;
 use crate::fleet::{Environment, Service};
 use crate::host::{HostReport, InstanceReport};
 use crate::id::{HostName, Instance, ReleaseId, ServiceName};
@@ -31,6 +32,8 @@ pub struct World {
     pub traffic: Vec<BalancerReport>,
     /// The lights on the way.
     pub gates: Vec<Gate>,
+    /// What judging the canary has come to, while there is one.
+    pub judgement: Option<Judgement>,
     /// Actions that were begun and have not ended.
     pub in_flight: Vec<InFlight>,
 }

@@ -12,6 +12,7 @@ use greenlight_model::id::{Instance, ServiceName};
 use greenlight_model::rollout::Course;
 use greenlight_model::world::Traffic;
 
+use crate::canary;
 use crate::finish;
 use crate::instance::{Stand, admission, advance, balancer};
 use crate::moves::Moves;
@@ -40,7 +41,13 @@ impl GoneBack<'_, '_> {
 /// The decision of a rollout that turns back.
 pub(crate) fn decide(view: &View<'_>) -> Decision {
     let mut moves = Moves::default();
-    let given_up = settle(&stands(view, |_| true), &mut Rooms::new(view), &mut moves);
+    let mut given_up = settle(&stands(view, |_| true), &mut Rooms::new(view), &mut moves);
+    if moves.is_empty()
+        && let Err(why) = canary::share_out(view, &mut moves)
+        && let Some(facts) = view.facts.first()
+    {
+        given_up.entry(facts.instance.clone()).or_insert(why);
+    }
     if moves.is_empty() {
         finish::unclaim(view, &mut moves);
     }

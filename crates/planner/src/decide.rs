@@ -9,6 +9,7 @@ use greenlight_model::decision::{Decision, Wait};
 use greenlight_model::rollout::Note;
 use greenlight_model::world::{Light, World};
 
+use crate::canary;
 use crate::failure::{GivenUp, Verdict, judge};
 use crate::instance::confirmation;
 use crate::moves::Moves;
@@ -36,6 +37,9 @@ pub fn decide(world: &World) -> Decision {
     // Turning back wins over holds, gates and waits of the way forward.
     if world.rollout.is_turning_back() {
         return back::decide(&view);
+    }
+    if let Some(note) = canary::aborted(world) {
+        return Decision::Note(note);
     }
     if let Some(held) = &world.rollout.held {
         let held = Wait::Held { by: held.by.clone(), why: held.why.clone() };

@@ -99,7 +99,7 @@ fn claim_first(view: &View<'_>, facts: &Facts<'_>, step: Step) -> Step {
     Step { action: Action::Claim { instance: facts.instance.clone() }, why }
 }
 
-fn foreign_claim(view: &View<'_>, facts: &Facts<'_>) -> Option<Wait> {
+pub(crate) fn foreign_claim(view: &View<'_>, facts: &Facts<'_>) -> Option<Wait> {
     facts.foreign_claim(view.world).map(|claim| Wait::Claim {
         instance: facts.instance.clone(),
         holder: claim.holder.clone(),

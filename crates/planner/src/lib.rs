@@ -9,6 +9,7 @@
 //! Where to start reading: `decide` for the course of a rollout, `instance` for what happens on one host.
 
 mod back;
+mod canary;
 mod decide;
 mod failure;
 mod finish;

@@ -14,6 +14,8 @@ use greenlight_model::rollout::{Failure, Rollout, Wave};
 use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{InFlight, Traffic, Unreachable, World, is_partly_admitted};
 
+use crate::canary::{self, Share};
+
 /// The world, arranged by instance.
 pub(crate) struct View<'a> {
     pub(crate) world: &'a World,
@@ -24,6 +26,8 @@ pub(crate) struct View<'a> {
     failures: BTreeMap<(&'a Instance, Verb), Vec<&'a Failure>>,
     /// The hosts of each service of the plan in the fleet file, in order of their names.
     pub(crate) hosts: BTreeMap<&'a ServiceName, Vec<&'a HostName>>,
+    /// What canaries are to get of the traffic, where the balancers show something else.
+    pub(crate) shares: BTreeMap<&'a ServiceName, Share>,
 }
 
 /// What is known of one instance.
@@ -76,8 +80,9 @@ impl<'a> View<'a> {
         let places = |wave: &Wave| {
             wave.instances.iter().filter_map(|instance| by_instance.get(instance).copied()).collect()
         };
-        let waves = rollout.plan.waves.iter().map(places).collect();
-        Self { world, facts, waves, failures, hosts }
+        let waves: Vec<Vec<usize>> = rollout.plan.waves.iter().map(places).collect();
+        let shares = canary::shares(world, &facts, &waves);
+        Self { world, facts, waves, failures, hosts, shares }
     }
 
     pub(crate) fn rollout(&self) -> &'a Rollout {

@@ -1,12 +1,15 @@
 //! Wave by wave: the next one begins when every instance of the one before is proven and admitted, and stays so.
 
+use std::collections::BTreeSet;
+
 use greenlight_model::decision::{Decision, Wait};
 use greenlight_model::id::Instance;
 use greenlight_model::rollout::Note;
 
 use crate::back::{self, GoneBack};
+use crate::canary;
 use crate::decide::{Phase, conclude};
-use crate::failure::GivenUp;
+use crate::failure::{GivenUp, guilty};
 use crate::instance::{Stand, advance, is_ready, out_of_reach};
 use crate::moves::Moves;
 use crate::room::Rooms;
@@ -17,6 +20,7 @@ pub(crate) fn waves(view: &View<'_>) -> Phase {
     let mut rooms = Rooms::new(view);
     let mut failures = Vec::new();
     let mut moves = Moves::default();
+    let mut open = None;
     for index in 0..view.rollout().plan.waves.len() {
         if view.rollout().waves_proven.contains_key(&index) {
             watch(view, index, &mut moves, &mut failures);
@@ -25,11 +29,22 @@ pub(crate) fn waves(view: &View<'_>) -> Phase {
             }
             break;
         }
-        let is_complete = work(view, index, &mut rooms, &mut moves, &mut failures);
-        if is_complete && failures.is_empty() {
-            return Phase::Decided(Decision::Note(Note::WaveProven { wave: index }));
-        }
+        open = Some(index);
         break;
+    }
+    if moves.is_empty() {
+        match open {
+            Some(index) => match work(view, index, &mut rooms, &mut moves, &mut failures) {
+                Work::Turn(note) if failures.is_empty() => return Phase::Decided(Decision::Note(note)),
+                Work::Turn(_) | Work::Open => {}
+            },
+            // The weights of a canary that was the last wave.
+            None => {
+                if let Err(why) = canary::share_out(view, &mut moves) {
+                    return Phase::Decided(Decision::Note(Note::Hold { why }));
+                }
+            }
+        }
     }
     conclude(view, &failures, moves, &mut rooms)
 }
@@ -56,18 +71,40 @@ fn watch<'a>(view: &View<'a>, index: usize, moves: &mut Moves, failures: &mut Ve
     }
 }
 
-/// Moves the instances of a wave. True when all of them are where they are to be.
+/// How far a wave is.
+enum Work {
+    /// Record this.
+    Turn(Note),
+    /// It goes on.
+    Open,
+}
+
+/// Moves the instances of a wave.
 fn work<'a>(
     view: &View<'a>,
     index: usize,
     rooms: &mut Rooms<'a>,
     moves: &mut Moves,
     failures: &mut Vec<GivenUp<'a>>,
-) -> bool {
+) -> Work {
     let plan = &view.rollout().plan;
     let members = || view.wave(index).filter(|facts| !facts.is_left_out);
-    let is_together = plan.waves[index].together;
-    let may_admit = !is_together || members().all(is_ready);
+    let is_canary = !plan.waves[index].steps.is_empty();
+    if is_canary && members().next().is_none() {
+        let why = "no host of the canary is left to be judged".to_owned();
+        return Work::Turn(Note::TurnBack { why, bad: guilty(view) });
+    }
+    let is_together = plan.waves[index].together || is_canary;
+    let is_shared_out = match canary::share_out(view, moves) {
+        Ok(is_shared_out) => is_shared_out,
+        Err(why) if is_canary => return Work::Turn(Note::TurnBack { why, bad: BTreeSet::new() }),
+        Err(why) => return Work::Turn(Note::Hold { why }),
+    };
+    // A canary that is over ends before anything else is taken out.
+    if !is_canary && !is_shared_out {
+        return Work::Open;
+    }
+    let may_admit = !is_together || is_shared_out && members().all(is_ready);
     let stands: Vec<(&Facts<'a>, Stand)> =
         members().map(|facts| (facts, advance(view, facts, may_admit))).collect();
     let incomplete: Vec<Instance> = stands
@@ -76,11 +113,21 @@ fn work<'a>(
         .map(|(facts, _)| facts.instance.clone())
         .collect();
     if incomplete.is_empty() {
-        return true;
+        if !is_shared_out {
+            return Work::Open;
+        }
+        return match canary::judge(view, index) {
+            None => Work::Turn(Note::WaveProven { wave: index }),
+            Some(canary::Turn::Note(note)) => Work::Turn(note),
+            Some(canary::Turn::Wait(wait)) => {
+                moves.wait(wait);
+                Work::Open
+            }
+        };
     }
     if let Some(wait) = fallback(view, index) {
         moves.wait(wait);
-        return false;
+        return Work::Open;
     }
     // What left-out instances cannot give back to capacity decides whether a floor can still be kept.
     let gone_back = back::stands(view, |facts| facts.is_left_out);
@@ -109,7 +156,7 @@ fn work<'a>(
     if is_together || index + 1 < plan.waves.len() {
         moves.wait(Wait::Wave { number: index + 1, instances: incomplete });
     }
-    false
+    Work::Open
 }
 
 /// The old half is kept for a while after the wave before it was proven.

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use greenlight_model::canary::Canary;
 use greenlight_model::fleet::{BatchSize, Environment, Strategy};
 use greenlight_model::id::{HostName, Instance, ServiceName};
 use greenlight_model::rollout::{Direction, Wave};
@@ -29,6 +30,7 @@ pub fn waves(environment: &Environment, services: &BTreeSet<ServiceName>, direct
             let (first, second) = halves(&hosts);
             vec![cutter.wave(first), Wave { after: *keep_for, ..cutter.wave(second) }]
         }
+        (Direction::Forward, Strategy::Canary(canary)) => cutter.canary(&hosts, canary),
     };
     waves.push(cutter.wave(&standby));
     waves.retain(|wave| !wave.instances.is_empty());
@@ -47,7 +49,22 @@ impl Cutter<'_> {
             let all = self.environment.hosts.get(service).into_iter().flatten();
             all.filter(|host| hosts.contains(host)).map(|host| Instance::new(host.clone(), service.clone()))
         });
-        Wave { instances: instances.collect(), together: false, after: Duration::ZERO }
+        Wave { instances: instances.collect(), together: false, after: Duration::ZERO, steps: Vec::new() }
+    }
+
+    /// The canary's hosts first; the last host is never one of them, since there would be nothing to compare them with.
+    fn canary(&self, hosts: &[&HostName], canary: &Canary) -> Vec<Wave> {
+        let count = batch_hosts(canary.hosts, hosts.len()).min(hosts.len().saturating_sub(1));
+        let (first, rest) = hosts.split_at(count);
+        let first = self.wave(first);
+        let has_traffic = first.instances.iter().any(|instance| {
+            self.environment.balancers.iter().any(|balancer| balancer.service == instance.service)
+        });
+        // Without traffic there is nothing to share out: it is a small first wave.
+        let steps = if has_traffic { canary.steps.clone() } else { Vec::new() };
+        let mut waves = vec![Wave { steps, ..first }];
+        waves.extend(self.batches(rest, &canary.batch));
+        waves
     }
 
     fn batches(&self, hosts: &[&HostName], batch: &[BatchSize]) -> Vec<Wave> {

@@ -1,5 +1,6 @@
 //! What actions do to a world: to a host's ledger, link and processes, and to the balancers' servers.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use greenlight_model::Timestamp;
@@ -7,8 +8,9 @@ use greenlight_model::action::Action;
 use greenlight_model::host::{
     Answer, Claim, InstanceReport, LedgerEntry, LedgerEvent, ProcessReport, ProcessState,
 };
-use greenlight_model::id::{Generation, Instance, ReleaseId};
-use greenlight_model::traffic::{Admission, BalancerReport, Server, ServerHealth};
+use greenlight_model::id::{Generation, HostName, Instance, ReleaseId};
+use greenlight_model::quantity::Percent;
+use greenlight_model::traffic::{Admission, BalancerReport, Server, ServerHealth, weights};
 use greenlight_model::world::World;
 
 /// What is different from the moment an action that changes processes or a database is begun. A ledger says first what
@@ -81,6 +83,7 @@ pub(crate) fn succeed(world: &mut World, action: &Action) {
         Action::Admit { instance } => {
             servers_mut(world, instance).for_each(|server| server.admission = Admission::Ready);
         }
+        Action::Share { instance, canaries, share } => share_out(world, instance, canaries, *share),
         Action::Prune { instance, keep } => {
             change(world, instance, |report| report.staged.retain(|release| keep.contains(release)));
         }
@@ -106,6 +109,18 @@ pub(crate) fn crash(world: &mut World, instance: &Instance, why: &str) {
         }
     });
     servers_mut(world, instance).for_each(|server| server.health = ServerHealth::Down);
+}
+
+/// The balancers of a service give these hosts this share, or every server its usual weight.
+fn share_out(world: &mut World, instance: &Instance, canaries: &BTreeSet<HostName>, share: Option<Percent>) {
+    let reports = world.traffic.iter_mut().zip(&world.environment.balancers);
+    for (report, _) in reports.filter(|(_, balancer)| balancer.service == instance.service) {
+        let BalancerReport::Servers(servers) = report else { continue };
+        let wanted = share.map(|share| weights(servers, canaries, share)).unwrap_or_default();
+        for (host, server) in servers {
+            server.weight = wanted.get(host).copied().unwrap_or(server.normal_weight);
+        }
+    }
 }
 
 /// The balancers look whether the instance is up.

@@ -165,7 +165,13 @@ fn gate_wait(gate: &Gate) -> Option<Wait> {
 /// Whether an action changes what runs or gets requests.
 fn is_change(action: &Action) -> bool {
     match action.verb() {
-        Verb::Migrate | Verb::Drain | Verb::Activate | Verb::Deactivate | Verb::Confirm | Verb::Admit => true,
+        Verb::Migrate
+        | Verb::Drain
+        | Verb::Activate
+        | Verb::Deactivate
+        | Verb::Confirm
+        | Verb::Admit
+        | Verb::Share => true,
         Verb::Preflight | Verb::Claim | Verb::Stage | Verb::Smoke | Verb::Prune | Verb::Unclaim => false,
     }
 }

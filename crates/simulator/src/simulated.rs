@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, ActionResult, Blame, Verb};
+use greenlight_model::canary::{Answer, Judgement};
 use greenlight_model::id::Instance;
 use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{InFlight, World};
@@ -55,6 +56,7 @@ enum Event {
     SessionsEnd(Instance),
     BalancersLook(Instance),
     Crashes(Instance),
+    Judged(Judgement),
 }
 
 impl<'f> SimulatedWorld<'f> {
@@ -88,6 +90,26 @@ impl<'f> SimulatedWorld<'f> {
         self.after(estimate::of(action.verb()), Event::Ends { action: action.clone(), fault });
     }
 
+    /// A canary has its share: it is found to be good enough after a while, unless it has been judged already.
+    pub(crate) fn judge(&mut self) {
+        let rollout = &self.world.rollout;
+        let waves = rollout.plan.waves.iter().enumerate();
+        let mut open = waves.filter(|(index, _)| !rollout.waves_proven.contains_key(index));
+        let Some((wave, found)) = open.next() else { return };
+        let step = rollout.canaries.get(&wave).map_or(0, |canary| canary.passed);
+        let is_judged = |judgement: &Judgement| judgement.wave == wave && judgement.step == step;
+        let is_pending = self.pending.values().any(|event| matches!(event, Event::Judged(_)));
+        if is_pending || self.world.judgement.as_ref().is_some_and(is_judged) {
+            return;
+        }
+        let services = found.instances.iter().map(|instance| instance.service.clone()).collect();
+        let why = "it is taken to be as good as the rest".to_owned();
+        self.after(
+            estimate::VERDICT,
+            Event::Judged(Judgement { wave, step, services, answer: Answer::Pass, why }),
+        );
+    }
+
     /// When something happens next, if anything is under way.
     pub(crate) fn next_event(&self) -> Option<Timestamp> {
         self.pending.keys().next().map(|(at, _)| *at)
@@ -115,6 +137,7 @@ impl<'f> SimulatedWorld<'f> {
         match event {
             Event::SessionsEnd(instance) => effect::end_sessions(&mut self.world, &instance),
             Event::BalancersLook(instance) => effect::look(&mut self.world, &instance),
+            Event::Judged(judgement) => self.world.judgement = Some(judgement),
             Event::Crashes(instance) => effect::crash(&mut self.world, &instance, "it crashed"),
             Event::Ends { action, fault } => {
                 return Some(self.end(action, fault));
@@ -166,7 +189,7 @@ impl<'f> SimulatedWorld<'f> {
     fn obstacle(&self, action: &Action) -> Option<Fault> {
         let instance = action.instance();
         let (why, blame) = match action.verb() {
-            Verb::Drain | Verb::Admit => {
+            Verb::Drain | Verb::Admit | Verb::Share => {
                 let mut reports = self.world.environment.balancers.iter().zip(&self.world.traffic);
                 let why = reports.find_map(|(balancer, report)| match report {
                     BalancerReport::Unreachable { why } if balancer.service == instance.service => Some(why),

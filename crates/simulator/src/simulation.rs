@@ -133,6 +133,9 @@ impl<'f> Simulation<'f> {
 
     fn wait(&mut self, waits: Vec<Wait>) -> Result<Turn, SimulationError> {
         let now = self.world().now;
+        if waits.iter().any(|wait| matches!(wait, Wait::Verdict { .. })) {
+            self.simulated.judge();
+        }
         let ends = waits.iter().filter_map(|wait| self.end_of(wait)).filter(|end| *end > now);
         let Some(until) = ends.chain(self.simulated.next_event()).min() else {
             return Ok(Turn::Stopped(waits));
@@ -150,9 +153,10 @@ impl<'f> Simulation<'f> {
     /// When a wait ends by time alone.
     fn end_of(&self, wait: &Wait) -> Option<Timestamp> {
         match wait {
-            Wait::Sessions { until, .. } | Wait::BalancerHealth { until, .. } | Wait::Fallback { until } => {
-                Some(*until)
-            }
+            Wait::Sessions { until, .. }
+            | Wait::BalancerHealth { until, .. }
+            | Wait::Fallback { until }
+            | Wait::Verdict { until, .. } => Some(*until),
             Wait::Claim { expires_at, .. } => Some(*expires_at),
             Wait::Unreachable { since, .. } => Some(later(*since, self.world().environment.timeouts.connect)),
             _ => None,

@@ -7,6 +7,7 @@ mod support;
 use std::time::Duration;
 
 use greenlight_model::action::{Action, Blame, Verb};
+use greenlight_model::canary::{Canary, CanaryStep, Judging, OnInconclusive, Until};
 use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::fleet::{BatchSize, Floor, OnFailure, Strategy};
 use greenlight_model::quantity::Percent;
@@ -60,10 +61,11 @@ fn any_fleet(numbers: &mut Numbers) -> Fleet {
     if numbers.chance(50) {
         text.push_str(&format!("; worker: {}", hosts(numbers)));
     }
-    let strategy = match numbers.below(4) {
+    let strategy = match numbers.below(5) {
         0 => rolling(&[BatchSize::Count(1)]),
         1 => rolling(&[BatchSize::Count(1), BatchSize::Share(share(50))]),
         2 => Strategy::BlueGreen,
+        3 => any_canary(numbers),
         _ => Strategy::Halves { keep_for: Duration::from_secs(60) },
     };
     Fleet {
@@ -88,6 +90,26 @@ fn any_fleet(numbers: &mut Numbers) -> Fleet {
     }
 }
 
+fn any_canary(numbers: &mut Numbers) -> Strategy {
+    let step = |value, until| CanaryStep { share: share(value), until };
+    let steps = numbers.pick(&[
+        vec![step(5, Until::Pass)],
+        vec![step(1, Until::Elapsed(Duration::from_secs(60))), step(50, Until::Pass), step(99, Until::Pass)],
+    ]);
+    Strategy::Canary(Canary {
+        hosts: numbers.pick(&[BatchSize::Count(1), BatchSize::Share(share(50))]),
+        batch: vec![BatchSize::Count(1)],
+        steps,
+        judging: Judging {
+            warmup: Duration::ZERO,
+            max_time: Duration::from_secs(60),
+            on_inconclusive: OnInconclusive::Hold,
+            false_aborts_per_mille: 10,
+            compare: Vec::new(),
+        },
+    })
+}
+
 fn any_faults(numbers: &Numbers, percent: u64) -> Faults<'static> {
     let (mut fails, mut crashes) = (numbers.clone(), Numbers(numbers.0 ^ 0xffff));
     let fail = move |action: &Action| {
@@ -98,7 +120,7 @@ fn any_faults(numbers: &Numbers, percent: u64) -> Faults<'static> {
             Verb::Activate | Verb::Smoke | Verb::Migrate | Verb::Confirm => {
                 fails.pick(&[Blame::Release, Blame::Host, Blame::Passing])
             }
-            Verb::Drain | Verb::Admit => Blame::Passing,
+            Verb::Drain | Verb::Admit | Verb::Share => Blame::Passing,
             _ => fails.pick(&[Blame::Host, Blame::Passing, Blame::Passing]),
         };
         let takes_effect = blame == Blame::Passing && fails.chance(50);

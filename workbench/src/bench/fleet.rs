@@ -89,6 +89,7 @@ pub(crate) fn world(hosts: usize) -> Result<World, Error> {
         inventory: inventory(&environment)?,
         traffic: traffic(&environment),
         gates: Vec::new(),
+        judgement: None,
         in_flight: Vec::new(),
         services,
         environment,
@@ -154,7 +155,13 @@ fn facts(host: &HostName) -> HostFacts {
 }
 
 fn traffic(environment: &Environment) -> Vec<BalancerReport> {
-    let server = Server { admission: Admission::Ready, health: ServerHealth::Up, sessions: 3, weight: 100 };
+    let server = Server {
+        admission: Admission::Ready,
+        health: ServerHealth::Up,
+        sessions: 3,
+        weight: 100,
+        normal_weight: 100,
+    };
     let reports = environment.balancers.iter().map(|balancer| {
         let instances = environment.instances_of(&balancer.service);
         BalancerReport::Servers(instances.map(|instance| (instance.host, server)).collect())

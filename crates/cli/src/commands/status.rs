@@ -73,6 +73,7 @@ fn world(
         inventory: gathered.inventory.clone(),
         traffic: gathered.traffic.clone(),
         gates: rollout_gates(&project.fleet, environment, history, rollout, releases, &gathered.traffic, now),
+        judgement: None,
         // Without a controller nothing is under way: what was begun and has no end is decided anew.
         in_flight: rollout.under_way.values().filter(|_| is_driven).cloned().collect(),
     })

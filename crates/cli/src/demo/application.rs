@@ -1,7 +1,10 @@
-//! The application that the demo deploys: it serves the files of the release it was started from.
+//! The application that the demo deploys: it serves the files of the release it was started from. One with a number in
+//! `FAULT` answers every so many requests for its page with an error: no probe sees that, only traffic does.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::args::DemoApplication;
 use crate::failure::{Exit, Failure};
@@ -14,23 +17,40 @@ pub(crate) fn run(application: &DemoApplication) -> Result<Exit, Failure> {
         |what: &str, error: std::io::Error| Failure::new(Exit::Failed, format!("cannot {what}: {error}"));
     let version = std::fs::read_to_string("VERSION").map_err(|error| cannot("read VERSION", error))?;
     let page = std::fs::read_to_string("page.txt").map_err(|error| cannot("read page.txt", error))?;
+    let fault = std::fs::read_to_string("FAULT").ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let fault = Arc::new(Fault { every: fault.filter(|every| *every > 0), asked: AtomicU64::new(0) });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, application.port))
         .map_err(|error| cannot(&format!("listen on port {}", application.port), error))?;
     for stream in listener.incoming() {
         // A client that went away before it was accepted is nobody's failure.
         let Ok(stream) = stream else { continue };
-        let (version, page) = (version.clone(), page.clone());
-        std::thread::spawn(move || serve(stream, &version, &page));
+        let (version, page, fault) = (version.clone(), page.clone(), Arc::clone(&fault));
+        std::thread::spawn(move || serve(stream, &version, &page, &fault));
     }
     Ok(Exit::Done)
 }
 
+/// What is wrong with a release.
+struct Fault {
+    /// Every so many requests for the page fail; none where nothing is wrong.
+    every: Option<u64>,
+    asked: AtomicU64,
+}
+
+impl Fault {
+    fn strikes(&self) -> bool {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        self.every.is_some_and(|every| number.is_multiple_of(every))
+    }
+}
+
 /// Answers requests of one connection until the client closes it.
-fn serve(stream: TcpStream, version: &str, page: &str) {
+fn serve(stream: TcpStream, version: &str, page: &str, fault: &Fault) {
     let Ok(mut writer) = stream.try_clone() else { return };
     let mut reader = BufReader::new(stream);
     while let Some(path) = read_request(&mut reader) {
         let (status, body) = match path.as_str() {
+            "/" if fault.strikes() => ("500 Internal Server Error", format!("{} failed\n", version.trim())),
             "/" => ("200 OK", format!("{} {page}", version.trim())),
             "/version" => ("200 OK", version.to_owned()),
             "/health" => ("200 OK", "ok\n".to_owned()),

@@ -30,8 +30,10 @@ const REASONS_MAX: usize = 5;
 pub(crate) struct Counts {
     /// Requests that were sent.
     pub(crate) requests: u64,
-    /// Those that got no answer, or another than 200.
+    /// Those that got no answer, or another than 200, but for `canary_errors`.
     pub(crate) failed: u64,
+    /// Those that the release on trial answered with an error of its own: what a canary is for.
+    pub(crate) canary_errors: u64,
     /// Answers by the release that gave them.
     pub(crate) by_release: BTreeMap<String, u64>,
     /// Why the first few failed.
@@ -41,6 +43,8 @@ pub(crate) struct Counts {
 /// A load that runs until it is stopped.
 pub(crate) struct Load {
     counts: Arc<Mutex<Counts>>,
+    /// The release on trial whose errors are its own.
+    on_trial: Arc<Mutex<Option<String>>>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
@@ -49,21 +53,31 @@ impl Load {
     pub(crate) fn start(address: SocketAddr) -> std::io::Result<Self> {
         let counts = Arc::new(Mutex::new(Counts::default()));
         let stop = Arc::new(AtomicBool::new(false));
+        let on_trial = Arc::new(Mutex::new(None));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (shared, stopping) = (Arc::clone(&counts), Arc::clone(&stop));
+        let trial = Arc::clone(&on_trial);
         let thread = std::thread::Builder::new().name("load".to_owned()).spawn(move || {
             runtime.block_on(async {
                 let clients: Vec<_> = (0..CONNECTIONS)
-                    .map(|_| tokio::spawn(ask(address, Arc::clone(&shared), Arc::clone(&stopping))))
+                    .map(|_| {
+                        let (counts, trial) = (Arc::clone(&shared), Arc::clone(&trial));
+                        tokio::spawn(ask(address, counts, trial, Arc::clone(&stopping)))
+                    })
                     .collect();
                 for client in clients {
                     if let Err(error) = client.await {
-                        count(&shared, Err(format!("the load itself failed: {error}")));
+                        count(&shared, None, Err(format!("the load itself failed: {error}")));
                     }
                 }
             });
         })?;
-        Ok(Self { counts, stop, thread })
+        Ok(Self { counts, on_trial, stop, thread })
+    }
+
+    /// From here on errors of this release are counted apart.
+    pub(crate) fn tries(&self, release: &str) {
+        *self.on_trial.lock().unwrap_or_else(PoisonError::into_inner) = Some(release.to_owned());
     }
 
     /// What was counted so far.
@@ -75,13 +89,18 @@ impl Load {
     pub(crate) fn stop(self) -> Counts {
         self.stop.store(true, Ordering::SeqCst);
         if self.thread.join().is_err() {
-            count(&self.counts, Err("the load's thread failed".to_owned()));
+            count(&self.counts, None, Err("the load's thread failed".to_owned()));
         }
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-async fn ask(address: SocketAddr, counts: Arc<Mutex<Counts>>, stop: Arc<AtomicBool>) {
+async fn ask(
+    address: SocketAddr,
+    counts: Arc<Mutex<Counts>>,
+    on_trial: Arc<Mutex<Option<String>>>,
+    stop: Arc<AtomicBool>,
+) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connection: Option<SendRequest<Empty<Bytes>>> = None;
@@ -96,7 +115,7 @@ async fn ask(address: SocketAddr, counts: Arc<Mutex<Counts>>, stop: Arc<AtomicBo
             connection = match connect(address).await {
                 Ok(open) => Some(open),
                 Err(why) => {
-                    count(&counts, Err(why));
+                    count(&counts, None, Err(why));
                     continue;
                 }
             };
@@ -109,8 +128,17 @@ async fn ask(address: SocketAddr, counts: Arc<Mutex<Counts>>, stop: Arc<AtomicBo
         if answer.is_err() {
             connection = None;
         }
-        count(&counts, answer);
+        let trial = on_trial.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        count(&counts, trial.as_deref(), answer);
     }
+}
+
+/// An answer of the application.
+enum Answer {
+    /// The page, and the release that gave it.
+    Page(String),
+    /// An error of the application's own: which release, and what it said.
+    Error(String, String),
 }
 
 async fn connect(address: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, String> {
@@ -121,8 +149,8 @@ async fn connect(address: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, Strin
     Ok(sender)
 }
 
-/// One request; gives the release that answered, which is the first word of the page.
-async fn get(open: &mut SendRequest<Empty<Bytes>>, address: SocketAddr) -> Result<String, String> {
+/// One request; the first word of the answer is the release that gave it.
+async fn get(open: &mut SendRequest<Empty<Bytes>>, address: SocketAddr) -> Result<Answer, String> {
     let request = Request::get("/")
         .header("Host", address.to_string())
         .body(Empty::new())
@@ -131,18 +159,21 @@ async fn get(open: &mut SendRequest<Empty<Bytes>>, address: SocketAddr) -> Resul
     let status = answer.status();
     let body = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
     let text = String::from_utf8_lossy(&body);
-    if status != 200 {
-        return Err(format!("{status}: {}", text.trim()));
-    }
-    Ok(text.split_whitespace().next().unwrap_or("nothing").to_owned())
+    let release = text.split_whitespace().next().unwrap_or("nothing").to_owned();
+    Ok(if status == 200 {
+        Answer::Page(release)
+    } else {
+        Answer::Error(release, format!("{status}: {}", text.trim()))
+    })
 }
 
-fn count(counts: &Mutex<Counts>, answer: Result<String, String>) {
+fn count(counts: &Mutex<Counts>, on_trial: Option<&str>, answer: Result<Answer, String>) {
     let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
     counts.requests += 1;
     match answer {
-        Ok(release) => *counts.by_release.entry(release).or_default() += 1,
-        Err(why) => {
+        Ok(Answer::Page(release)) => *counts.by_release.entry(release).or_default() += 1,
+        Ok(Answer::Error(release, _)) if on_trial == Some(release.as_str()) => counts.canary_errors += 1,
+        Ok(Answer::Error(_, why)) | Err(why) => {
             counts.failed += 1;
             if counts.reasons.len() < REASONS_MAX {
                 counts.reasons.push(why);

@@ -1,5 +1,5 @@
 //! The main job on one machine: three hosts (each a directory with an agent of its own), a router in front with a
-//! load of its own, and four rollouts, one of which has to fail.
+//! load of its own, and six rollouts, two of which have to fail.
 //!
 //! Everything is in one directory below the system's temporary one, on ports that were free; nothing is left unless
 //! asked for with `--keep`.
@@ -32,6 +32,7 @@ struct Phase {
     expected_exit: u8,
     requests: u64,
     failed: u64,
+    canary_errors: u64,
 }
 
 pub(crate) fn run(global: &Global, demo: &args::Demo, printer: &Printer) -> Result<Exit, Failure> {
@@ -66,7 +67,7 @@ pub(crate) fn run(global: &Global, demo: &args::Demo, printer: &Printer) -> Resu
     Ok(exit)
 }
 
-/// The four rollouts, with the load on them from the second on.
+/// The six rollouts, with the load on them from the second on.
 fn play(global: &Global, site: &Site, story: &Printer) -> Result<(Vec<Phase>, Counts), Failure> {
     let interrupted = watch_for_interrupt()?;
     let global =
@@ -88,6 +89,7 @@ fn play(global: &Global, site: &Site, story: &Printer) -> Result<(Vec<Phase>, Co
                 expected_exit: expected.code(),
                 requests: after.requests - before.requests,
                 failed: after.failed - before.failed,
+                canary_errors: after.canary_errors - before.canary_errors,
             });
             Ok(())
         };
@@ -109,6 +111,15 @@ fn play(global: &Global, site: &Site, story: &Printer) -> Result<(Vec<Phase>, Co
     phase("deploy v3, which is broken", Some(&load), Exit::Failed, false)?;
     heading(story, "4. one command goes back to the last release before v2 that was healthy everywhere");
     phase("rollback to v1", Some(&load), Exit::Done, true)?;
+    heading(story, "5. v4 is tried by some of the traffic first, and judged by what is counted there");
+    site.use_canary()?;
+    site.commit("v4", "v4", "the fourth page")?;
+    phase("deploy v4 as a canary", Some(&load), Exit::Done, false)?;
+    heading(story, "6. v5 passes its probes and fails one request in twenty: its traffic shows it");
+    site.plant_fault(20)?;
+    site.commit("v5", "v5", "the fifth page")?;
+    load.tries("v5");
+    phase("deploy v5, a bad canary", Some(&load), Exit::Failed, false)?;
     let counts = load.stop();
     Ok((phases, counts))
 }
@@ -137,16 +148,24 @@ fn tell(phases: &[Phase], counts: &Counts, began: Instant, printer: &Printer) ->
             format!("expected exit {}, got {}", phase.expected_exit, phase.exit)
         };
         printer.result(format!(
-            "{:<28} {:>5.1} s  {:>6} requests, {} failed  {verdict}",
-            phase.name, phase.seconds, phase.requests, phase.failed
+            "{:<28} {:>5.1} s  {:>6} requests, {} failed  {verdict}{}",
+            phase.name,
+            phase.seconds,
+            phase.requests,
+            phase.failed,
+            match phase.canary_errors {
+                0 => String::new(),
+                count => format!("; {count} answered wrongly by the canary"),
+            }
         ));
     }
     let by_release: Vec<String> =
         counts.by_release.iter().map(|(release, answers)| format!("{release} {answers}")).collect();
     let line = format!(
-        "{} requests, {} failed; answered by {}",
+        "{} requests, {} failed, {} answered wrongly by a canary; the rest by {}",
         counts.requests,
         counts.failed,
+        counts.canary_errors,
         by_release.join(", ")
     );
     printer.result(if exit == Exit::Done { line.green().to_string() } else { line.red().to_string() });
@@ -158,6 +177,7 @@ fn tell(phases: &[Phase], counts: &Counts, began: Instant, printer: &Printer) ->
         json!({
             "requests": counts.requests,
             "failed": counts.failed,
+            "canary_errors": counts.canary_errors,
             "by_release": counts.by_release,
             "reasons": counts.reasons,
             "phases": phases,

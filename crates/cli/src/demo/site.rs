@@ -101,6 +101,20 @@ impl Site {
         git(&self.directory, &["tag", tag])
     }
 
+    /// From here on a release is tried by a part of the traffic first.
+    pub(crate) fn use_canary(&self) -> Result<(), Failure> {
+        let path = self.directory.join(FLEET_FILE);
+        let text = std::fs::read_to_string(&path).map_err(|error| cannot("read the fleet file", &error))?;
+        let text = text.replace(ROLLING, CANARY) + CANARY_TABLE;
+        write(&path, &text)
+    }
+
+    /// The next version answers every so many requests with an error.
+    pub(crate) fn plant_fault(&self, every: u32) -> Result<(), Failure> {
+        write(&self.directory.join("FAULT"), &format!("{every}\n"))?;
+        git(&self.directory, &["add", "FAULT"])
+    }
+
     /// Stops everything and removes the directory.
     pub(crate) fn remove(&self) -> Result<(), Failure> {
         self.stop_hosts()?;
@@ -156,6 +170,15 @@ impl Site {
     }
 }
 
+const ROLLING: &str = r#"strategy = { kind = "rolling", batch = 1, floor = 2 }"#;
+const CANARY: &str = r#"strategy = { kind = "canary", batch = 1, floor = 2 }"#;
+const CANARY_TABLE: &str = r#"
+[environment.demo.canary]
+steps = ["20% for 3s", "50% until pass"]
+warmup = "0s"
+compare = [{ metric = "errors" }]
+"#;
+
 fn fleet_file(program: &Path, directory: &Path, ports: [u16; 3]) -> String {
     let mut text = format!(
         r#"# The demo's fleet: three hosts on this machine behind the built-in router.
@@ -171,7 +194,7 @@ start_timeout = "3s"
 [environment.demo]
 hosts.hello = ["one", "two", "three"]
 manager = "agent"
-strategy = {{ kind = "rolling", batch = 1, floor = 2 }}
+{ROLLING}
 balancer = {{ router = "one:{directory}/router.sock" }}
 timeouts = {{ drain = "10s", admit = "10s" }}
 "#,

@@ -127,7 +127,7 @@ fn a_first_deployment_that_fails_leaves_nothing_running() {
     site.commit_as("v1", "wrong");
     let ran = site.run(&["deploy", "staging", "--json"]).exits(1);
     assert_eq!(ran.json()["ended"]["outcome"]["is"], "turned_back");
-    assert_eq!(site.processes(), []);
+    site.ends_quietly();
     site.runs("staging", &[("one/hello", None), ("two/hello", None)]);
     site.run(&["rollback", "staging"]).exits(2).says(&["no earlier release was healthy"]);
 }
@@ -206,7 +206,7 @@ fn a_command_arrives_as_it_was_typed() {
         .exits(1)
         .says(&["one: `no-such-program` could not be started"]);
     site.run(&["exec", "staging", "--timeout", "1s", "--", "sleep", "60"]).exits(1).says(&["1.0s"]);
-    assert!(site.processes().is_empty());
+    site.ends_quietly();
 }
 
 #[test]

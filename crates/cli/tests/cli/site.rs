@@ -259,6 +259,21 @@ impl Site {
     }
 }
 
+impl Site {
+    /// Agents end when their controller has gone: after a while no process of the site is left.
+    pub(crate) fn ends_quietly(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let left = self.processes();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "still there: {left:?}");
+            pause();
+        }
+    }
+}
+
 impl Drop for Site {
     fn drop(&mut self) {
         // A supervisor that is gone starts nothing again; then what it started goes.

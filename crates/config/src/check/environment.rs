@@ -7,6 +7,7 @@ use greenlight_model::id::{EnvironmentName, ServiceName};
 
 use super::hosts::{self, Sites, sites};
 use super::{balancer, ports};
+use crate::canary;
 use crate::language::{Amount, Environment, FleetFile, Strategy};
 use crate::problem::{Problems, suggest};
 use crate::read::At;
@@ -24,6 +25,7 @@ pub(super) fn check(file: &FleetFile, problems: &mut Problems) {
         if let Some(strategy) = environment.strategy.get() {
             check_strategy(&strategy.0, &sites, problems);
         }
+        canary::check(environment, &sites, problems);
     }
     check_order(file, problems);
     if file.environment.is_absent() {
@@ -80,7 +82,7 @@ fn check_strategy(strategy: &Strategy, sites: &Sites<'_>, problems: &mut Problem
             "leave `batch` out, or choose rolling".to_owned(),
         );
     }
-    if let (Some(keep_for), Some(StrategyKind::BlueGreen | StrategyKind::Rolling)) =
+    if let (Some(keep_for), Some(StrategyKind::BlueGreen | StrategyKind::Rolling | StrategyKind::Canary)) =
         (strategy.keep_for.get(), kind)
     {
         problems.error(

@@ -14,7 +14,7 @@ use crate::problem::Problems;
 
 pub(crate) use balancer::service_behind;
 pub(crate) use environment::floor;
-pub(crate) use hosts::{Sites, sites};
+pub(crate) use hosts::{Sites, balancers, sites};
 
 /// Notes everything that does not fit together.
 pub(crate) fn check(file: &FleetFile, problems: &mut Problems) {

@@ -83,6 +83,7 @@ impl Trial<'_> {
             inventory: BTreeMap::new(),
             traffic: Vec::new(),
             gates: Vec::new(),
+            judgement: None,
             in_flight: Vec::new(),
         };
         self.gather(&mut world);

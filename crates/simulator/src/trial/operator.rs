@@ -95,6 +95,7 @@ impl Trial<'_> {
             inventory: BTreeMap::new(),
             traffic: Vec::new(),
             gates: Vec::new(),
+            judgement: None,
             in_flight: Vec::new(),
         }
     }

@@ -47,7 +47,7 @@ impl Trial<'_> {
         let id = controller.serial;
         let step = match &action {
             Action::Confirm { .. } | Action::Admit { .. } => Step::Fresh,
-            Action::Drain { .. } => Step::Set(0),
+            Action::Drain { .. } | Action::Share { .. } => Step::Set(0),
             _ => Step::Call,
         };
         let result = ActionResult::Succeeded;
@@ -82,7 +82,7 @@ impl Trial<'_> {
                     return self.finished(index, action, result, before, traffic);
                 };
                 let command = match (&job.step, &job.action) {
-                    (Step::Read(_), _) => Command::Read,
+                    (Step::Read(_), _) | (_, Action::Share { .. }) => Command::Read,
                     (_, Action::Drain { .. }) => Command::Set { host, admission: Admission::Drain },
                     _ => Command::Set { host, admission: Admission::Ready },
                 };
@@ -134,8 +134,10 @@ impl Trial<'_> {
             Action::Prune { keep, .. } => {
                 (Request::Prune { keep: keep.clone(), rollout }, ms(TIMEOUTS.stage))
             }
-            // Drains and admissions go to balancers.
-            Action::Drain { .. } | Action::Admit { .. } => (Request::Observe, OBSERVE_TIMEOUT_MS),
+            // These go to balancers.
+            Action::Drain { .. } | Action::Admit { .. } | Action::Share { .. } => {
+                (Request::Observe, OBSERVE_TIMEOUT_MS)
+            }
         }
     }
 

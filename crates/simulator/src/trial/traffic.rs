@@ -190,7 +190,7 @@ impl Trial<'_> {
             .enumerate()
             .filter_map(|(host, server)| {
                 let ServerTruth { admission, health, sessions, .. } = (*server)?;
-                let server = Server { admission, health, sessions, weight: 100 };
+                let server = Server { admission, health, sessions, weight: 100, normal_weight: 100 };
                 Some((self.site.hosts[host].clone(), server))
             })
             .collect();

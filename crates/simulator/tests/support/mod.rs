@@ -189,6 +189,7 @@ impl Fleet {
             inventory: inventory.collect(),
             traffic,
             gates: Vec::new(),
+            judgement: None,
             in_flight: Vec::new(),
             environment,
         }
@@ -196,7 +197,13 @@ impl Fleet {
 
     fn servers(&self, hosts: &[HostName]) -> BalancerReport {
         let health = if self.is_first { ServerHealth::Down } else { ServerHealth::Up };
-        let server = Server { admission: Admission::Ready, health, sessions: self.sessions, weight: 100 };
+        let server = Server {
+            admission: Admission::Ready,
+            health,
+            sessions: self.sessions,
+            weight: 100,
+            normal_weight: 100,
+        };
         BalancerReport::Servers(hosts.iter().map(|name| (name.clone(), server)).collect())
     }
 
@@ -403,6 +410,8 @@ fn show(turn: &Turn, world: &World) -> Option<String> {
         }
         Turn::Noted(note) => Some(match note {
             Note::WaveProven { wave } => format!("wave {} proven", wave + 1),
+            Note::StepPassed { step, .. } => format!("step {} passed", step + 1),
+            Note::Ask { step, .. } => format!("ask about step {}", step + 1),
             Note::LeaveOut { instance, why } => format!("leave out {instance}: {why}"),
             Note::TurnBack { why, bad } => format!("turn back, {} bad: {why}", bad.len()),
             Note::Hold { why } => format!("hold: {why}"),
@@ -419,6 +428,25 @@ fn show(turn: &Turn, world: &World) -> Option<String> {
 }
 
 fn show_steps(steps: &[Step], world: &World) -> String {
+    let shared: Vec<String> = steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::Share { instance, canaries, share: Some(share) } => {
+                let hosts: Vec<&str> = canaries.iter().map(HostName::as_str).collect();
+                Some(format!("share {share} of {} to {}", instance.service, hosts.join(" ")))
+            }
+            Action::Share { instance, share: None, .. } => {
+                Some(format!("share {} as usual", instance.service))
+            }
+            _ => None,
+        })
+        .collect();
+    let others: Vec<&Step> = steps.iter().filter(|step| step.action.verb() != Verb::Share).collect();
+    let groups = show_groups(&others, world);
+    [shared.join(", "), groups].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+fn show_groups(steps: &[&Step], world: &World) -> String {
     let mut groups: Vec<(Verb, Option<ReleaseId>, Vec<&Instance>)> = Vec::new();
     for Step { action, .. } in steps {
         let release = action.release().filter(|_| matches!(action, Action::Activate { .. }));

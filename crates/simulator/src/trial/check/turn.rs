@@ -60,6 +60,8 @@ impl Trial<'_> {
                 }
                 self.check_excuse("it turns back");
             }
+            // No fleet here has a canary.
+            Note::StepPassed { .. } | Note::Ask { .. } => {}
             Note::Hold { why } => {
                 let begun = LedgerEvent::MigrationBegun;
                 let is_known_to_a_host = || {

@@ -1,0 +1,243 @@
+//! A canary's share of the traffic, and when it gets the next one.
+//!
+//! The share is set while the canary is still out of traffic, raised step by step, and ended as soon as the wave is proven,
+//! or when everything has gone back: a canary that goes back is drained first of all.
+//!
+//! Not in here: how the canary is judged (`verdict`); only what follows from the answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use greenlight_model::action::{Action, Verb};
+use greenlight_model::canary::{Answer, CanaryStep, Judgement, Judging, OnInconclusive, Until};
+use greenlight_model::decision::Wait;
+use greenlight_model::fleet::Strategy;
+use greenlight_model::id::{HostName, ReleaseId, ServiceName};
+use greenlight_model::quantity::{Percent, human_duration};
+use greenlight_model::rollout::{Note, Rollout};
+use greenlight_model::traffic::{BalancerReport, weights};
+use greenlight_model::world::{Traffic, World};
+
+use crate::instance::{Stand, balancer, foreign_claim, is_ready};
+use crate::moves::Moves;
+use crate::view::{Facts, View, later};
+
+/// What a canary is to get of the traffic.
+pub(crate) struct Share {
+    /// The share; none where every server is to have its usual weight.
+    share: Option<Percent>,
+    /// The hosts that get it together.
+    canaries: BTreeSet<HostName>,
+}
+
+/// What judging a step leads to.
+pub(crate) enum Turn {
+    /// Record this.
+    Note(Note),
+    /// It goes on.
+    Wait(Wait),
+}
+
+/// The wave that is judged now, by its index: the first that is not proven, when it has shares of the traffic to take.
+pub(crate) fn open(rollout: &Rollout) -> Option<usize> {
+    let proven = &rollout.waves_proven;
+    let index = (0..rollout.plan.waves.len()).find(|index| !proven.contains_key(index))?;
+    let is_canary = !rollout.plan.waves.get(index)?.steps.is_empty();
+    (is_canary && !rollout.is_turning_back()).then_some(index)
+}
+
+/// The step that a wave is at, by its index; none when all are over.
+pub(crate) fn step(rollout: &Rollout, wave: usize) -> Option<(usize, CanaryStep)> {
+    let passed = rollout.canaries.get(&wave).map_or(0, |canary| canary.passed);
+    Some((passed, *rollout.plan.waves.get(wave)?.steps.get(passed)?))
+}
+
+/// For each service with a canary the share that its canary is to have, where the balancers show something else; none where
+/// every server is to have its usual weight.
+pub(crate) fn shares<'a>(
+    world: &'a World,
+    facts: &[Facts<'a>],
+    waves: &[Vec<usize>],
+) -> BTreeMap<&'a ServiceName, Share> {
+    let rollout = &world.rollout;
+    let with_steps = || rollout.plan.waves.iter().filter(|wave| !wave.steps.is_empty());
+    let services: BTreeSet<&ServiceName> =
+        with_steps().flat_map(|wave| wave.instances.iter().map(|instance| &instance.service)).collect();
+    let open = open(rollout);
+    let members = |service: &ServiceName| -> Vec<&Facts<'a>> {
+        let places = open.and_then(|index| waves.get(index)).into_iter().flatten();
+        places
+            .filter_map(|place| facts.get(*place))
+            .filter(|one| one.instance.service == *service && !one.is_left_out)
+            .collect()
+    };
+    let mut due = BTreeMap::new();
+    for service in services {
+        let wanted = match open.and_then(|index| step(rollout, index)) {
+            None => None,
+            Some((_, step)) => {
+                let members = members(service);
+                // Before its members are ready there is nothing to be shared out.
+                if members.is_empty() || !members.iter().all(|facts| is_ready(facts)) {
+                    continue;
+                }
+                Some((step.share, members.iter().map(|facts| facts.instance.host.clone()).collect()))
+            }
+        };
+        if !is_shared_out(world, service, wanted.as_ref()) {
+            let (share, canaries) = wanted.unzip();
+            due.insert(service, Share { share, canaries: canaries.unwrap_or_default() });
+        }
+    }
+    due
+}
+
+/// Whether every balancer of a service that can be read gives these hosts this share, or every server its usual weight.
+fn is_shared_out(
+    world: &World,
+    service: &ServiceName,
+    wanted: Option<&(Percent, BTreeSet<HostName>)>,
+) -> bool {
+    let balancers = world.environment.balancers.iter().zip(&world.traffic);
+    let mut reports =
+        balancers.filter(|(balancer, _)| balancer.service == *service).map(|(_, report)| report);
+    reports.all(|report| {
+        let BalancerReport::Servers(servers) = report else { return true };
+        match wanted {
+            None => servers.values().all(|server| server.weight == server.normal_weight),
+            Some((share, hosts)) => {
+                let wanted = weights(servers, hosts, *share);
+                servers.iter().all(|(host, server)| wanted.get(host) == Some(&server.weight))
+            }
+        }
+    })
+}
+
+/// Brings what canaries get of the traffic to what it is to be. False while there is something to do; what cannot be done is
+/// returned.
+pub(crate) fn share_out(view: &View<'_>, moves: &mut Moves) -> Result<bool, String> {
+    let mut is_done = true;
+    let waves = &view.rollout().plan.waves;
+    let services = waves.iter().filter(|wave| !wave.steps.is_empty()).flat_map(|wave| &wave.instances);
+    let services: BTreeSet<&ServiceName> = services.map(|instance| &instance.service).collect();
+    for service in services {
+        let of_service = || view.facts.iter().filter(|facts| facts.instance.service == *service);
+        if let Some(unknown) = of_service().find(|facts| matches!(facts.traffic, Traffic::Unknown { .. })) {
+            is_done = false;
+            take(moves, balancer(view, unknown));
+        }
+        let Some(share) = view.shares.get(service) else { continue };
+        is_done = false;
+        let is_sharing = |facts: &&Facts<'_>| {
+            facts.in_flight.is_some_and(|in_flight| in_flight.action.verb() == Verb::Share)
+        };
+        if let Some(wait) = of_service().find(is_sharing).and_then(Facts::in_flight_wait) {
+            moves.wait(wait);
+            continue;
+        }
+        let spent = of_service().find_map(|facts| Some((facts, view.spent(facts.instance, Verb::Share)?)));
+        if let Some((facts, why)) = spent {
+            return Err(format!("{}: {why}", facts.instance));
+        }
+        // Whoever speaks for the service must have nothing else to do.
+        let is_canary = |facts: &&Facts<'_>| {
+            waves.iter().any(|wave| !wave.steps.is_empty() && wave.instances.contains(facts.instance))
+        };
+        let speakers = || of_service().filter(|facts| facts.in_flight.is_none() && !facts.is_left_out);
+        let speaker = speakers().find(is_canary).or_else(|| speakers().next());
+        let Some(facts) = speaker else {
+            of_service().filter_map(|facts| facts.in_flight_wait()).for_each(|wait| moves.wait(wait));
+            continue;
+        };
+        if let Some(wait) = foreign_claim(view, facts) {
+            moves.wait(wait);
+            continue;
+        }
+        let why = match share.share {
+            None => "the canary is over: every server gets its usual part of the traffic".to_owned(),
+            Some(share) => format!("the canary's hosts together get {share} of the traffic"),
+        };
+        let canaries = share.canaries.clone();
+        moves.step(Action::Share { instance: facts.instance.clone(), canaries, share: share.share }, why);
+    }
+    Ok(is_done)
+}
+
+fn take(moves: &mut Moves, stand: Stand) {
+    if let Stand::Wait(wait) = stand {
+        moves.wait(wait);
+    }
+}
+
+/// The canary was found to be worse: this wins over holds and waits.
+pub(crate) fn aborted(world: &World) -> Option<Note> {
+    let wave = open(&world.rollout)?;
+    let judgement = world.judgement.as_ref().filter(|judgement| judgement.wave == wave)?;
+    if judgement.answer != Answer::Abort {
+        return None;
+    }
+    let bad: BTreeSet<ReleaseId> = judgement
+        .services
+        .iter()
+        .filter_map(|service| world.rollout.plan.targets.get(service))
+        .copied()
+        .collect();
+    Some(Note::TurnBack { why: format!("the canary is worse, {}", judgement.why), bad })
+}
+
+/// What follows for a wave whose members all have their share of the traffic. None when its last step is over.
+pub(crate) fn judge(view: &View<'_>, wave: usize) -> Option<Turn> {
+    let rollout = view.rollout();
+    let (index, step) = step(rollout, wave)?;
+    let passed = |why: String| Some(Turn::Note(Note::StepPassed { wave, step: index, why }));
+    let progress = rollout.canaries.get(&wave);
+    let admitted =
+        rollout.plan.waves.get(wave)?.instances.iter().filter_map(|one| rollout.admitted_at.get(one));
+    let passed_at = progress.and_then(|canary| canary.passed_at);
+    let since = admitted.copied().chain(passed_at).max().unwrap_or(rollout.started_at);
+    let judgement = view.world.judgement.as_ref();
+    let judgement = judgement.filter(|judgement| (judgement.wave, judgement.step) == (wave, index));
+    let why = || judgement.map_or_else(|| "nothing has been counted yet".to_owned(), |told| told.why.clone());
+    let requests_needed = match judgement {
+        Some(Judgement { answer: Answer::Inconclusive { requests_needed }, .. }) => *requests_needed,
+        _ => None,
+    };
+    let wait = |until| Wait::Verdict { share: step.share, why: why(), requests_needed, until };
+    let settings = judging(&view.world.environment.strategy);
+    match step.until {
+        Until::Elapsed(time) => {
+            let until = later(since, time);
+            if view.world.now < until {
+                return Some(Turn::Wait(wait(until)));
+            }
+            passed(format!("{} at {} without being worse; {}", human_duration(time), step.share, why()))
+        }
+        Until::Pass if judgement.is_some_and(|judgement| judgement.answer == Answer::Pass) => passed(why()),
+        Until::Pass => {
+            let until = later(since, settings.map_or(Duration::MAX, |judging| judging.max_time));
+            if view.world.now < until {
+                return Some(Turn::Wait(wait(until)));
+            }
+            let max_time = settings.map_or(Duration::MAX, |judging| judging.max_time);
+            let undecided =
+                format!("no verdict at {} within {}: {}", step.share, human_duration(max_time), why());
+            match settings.map_or(OnInconclusive::Hold, |judging| judging.on_inconclusive) {
+                OnInconclusive::Hold => Some(Turn::Wait(wait(until))),
+                OnInconclusive::TurnBack => {
+                    Some(Turn::Note(Note::TurnBack { why: undecided, bad: BTreeSet::new() }))
+                }
+                OnInconclusive::Ask if progress.and_then(|canary| canary.asked) == Some(index) => {
+                    passed(format!("{undecided}; a person went on"))
+                }
+                OnInconclusive::Ask => Some(Turn::Note(Note::Ask { wave, step: index, why: undecided })),
+            }
+        }
+    }
+}
+
+fn judging(strategy: &Strategy) -> Option<&Judging> {
+    match strategy {
+        Strategy::Canary(canary) => Some(&canary.judging),
+        _ => None,
+    }
+}
