@@ -89,6 +89,11 @@ impl Trial<'_> {
             return;
         }
         if is_held {
+            // An abort wins over every hold.
+            if self.has_aborted {
+                self.violation("abort", |_| "it was aborted, and is held".to_owned());
+                return;
+            }
             if self.resumes_left == 0 {
                 self.abort_at_last();
                 return;

@@ -282,6 +282,12 @@ fn how_it_ends() {
         end(trial, Outcome::Refused { why: String::new() });
         trial.check_end();
     });
+    sees("abort", "it was aborted, and is held", |trial| {
+        trial.operator_asks(OperatorRequest::Hold);
+        (trial.is_mended, trial.has_aborted, trial.deadline) = (true, true, u64::MAX);
+        trial.controllers.iter_mut().for_each(|one| one.is_alive = false);
+        trial.care();
+    });
     sees("does not end", "[]", |trial| {
         (trial.is_mended, trial.has_aborted, trial.deadline, trial.now) = (true, true, 0, 1);
         trial.care();
