@@ -57,7 +57,7 @@ pub(crate) enum Color {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// See it work: three hosts, a router and four rollouts on this machine, in a directory that is removed again.
+    /// See it work: three hosts, a router and six rollouts on this machine, in a directory that is removed again.
     Demo(Demo),
     /// Look at this project and write a commented greenlight.toml for it.
     Init(Init),
