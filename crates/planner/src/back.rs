@@ -90,6 +90,13 @@ fn settle(all: &[GoneBack<'_, '_>], rooms: &mut Rooms<'_>, moves: &mut Moves) ->
     let incoming: BTreeSet<&ServiceName> =
         all.iter().filter(|gone| is_coming_in(gone)).map(|gone| &gone.facts.instance.service).collect();
     let lost = GoneBack::lost(all);
+    // What was told to drain and still gets requests from some balancer counts as out, and is itself kept in by the floor: of
+    // several such none makes room for another.
+    let mut kept_in: BTreeMap<&ServiceName, usize> = BTreeMap::new();
+    for gone in all.iter().filter(|gone| matches!(gone.stand, Stand::TakeOut(_)) && !gone.facts.is_counted())
+    {
+        *kept_in.entry(&gone.facts.instance.service).or_default() += 1;
+    }
     let mut given_up = BTreeMap::new();
     for GoneBack { facts, stand } in all {
         let instance = facts.instance;
@@ -104,8 +111,11 @@ fn settle(all: &[GoneBack<'_, '_>], rooms: &mut Rooms<'_>, moves: &mut Moves) ->
             Stand::TakeOut(step) => match rooms.take(facts, true) {
                 Ok(()) => moves.step(step.action.clone(), step.why.clone()),
                 Err(wait) => {
-                    let lost = lost.get(&instance.service).copied().unwrap_or(0);
-                    match rooms.is_hopeless(instance, lost, true) {
+                    let of = |counts: &BTreeMap<&ServiceName, usize>| {
+                        counts.get(&instance.service).copied().unwrap_or(0)
+                    };
+                    let others_kept_in = of(&kept_in) - usize::from(!facts.is_counted());
+                    match rooms.is_hopeless(instance, of(&lost) + others_kept_in, true) {
                         Some(why) => {
                             given_up.insert(instance.clone(), why);
                         }

@@ -224,3 +224,46 @@ fn some_seeds_break_no_promise() {
         assert!(outcomes.get(outcome).is_some_and(|count| *count > 3), "{outcome}: {outcomes:?}");
     }
 }
+
+#[test]
+fn of_several_that_are_half_in_traffic_none_waits_for_another() {
+    let faults = [
+        fault(369, 18_897, FaultKind::Messages { lost: 2, repeated: 30, late: 3_000 }),
+        fault(4_346, 4_138, FaultKind::RestartBalancer { balancer: 1, has_state: false }),
+        fault(17_959, 1_756, FaultKind::Crash { host: 1, keeps_disk: false }),
+    ];
+    let services = [service(&[0, 1, 2, 3], 2), service(&[0, 1, 3], 0)];
+    check(&Scenario {
+        strategy: halves(3_000),
+        floor: Floor::Share(share(50)),
+        direction: Direction::Back,
+        starts_at_boot: false,
+        ..scenario(17_952_813_777_088, 4, &services, &faults)
+    });
+}
+
+#[test]
+fn a_guard_that_fired_on_a_full_disk_is_started_again() {
+    let faults = [fault(7_417, 17_659, FaultKind::DiskFull { host: 1 })];
+    let web = ServiceShape { has_smoke: true, ..service(&[0, 1, 2], 1) };
+    let worker = ServiceShape { has_process: false, ..service(&[0, 1, 2], 0) };
+    check(&Scenario {
+        floor: Floor::Share(share(50)),
+        has_guard: true,
+        starts_at_boot: false,
+        ..scenario(17_952_813_768_112, 3, &[web, worker], &faults)
+    });
+}
+
+#[test]
+fn what_was_only_drained_is_let_in_while_its_host_is_silent() {
+    let faults = [
+        fault(11_318, 1_259, FaultKind::Deploys { release: 1, part: Part::All }),
+        fault(13_328, 20_192, FaultKind::CutBalancer { balancer: 0 }),
+        fault(18_450, 23_112, FaultKind::Crash { host: 0, keeps_disk: true }),
+    ];
+    check(&Scenario {
+        strategy: Strategy::BlueGreen,
+        ..scenario(17_952_813_694_396, 1, &[service(&[0], 1)], &faults)
+    });
+}

@@ -278,6 +278,12 @@ impl Trial<'_> {
                 if instance.lock == Some(id) {
                     instance.lock = None;
                 }
+                // Its timer is over, however it ended: where the ledger still has it, the next look starts it again.
+                if let Request::GoBack { serial } = task.request
+                    && instance.guard_serial == Some(serial)
+                {
+                    instance.guard_serial = None;
+                }
                 let answer = result.map(|()| None);
                 self.answer(task.from, host, answer);
             }

@@ -42,9 +42,10 @@ impl Trial<'_> {
         let truth = &self.hosts[host].instances[service];
         let has_process = self.scenario.services[service].has_process;
         let is_proven = truth.is_proven && (!has_process || truth.answers());
+        let latest = self.check.rollouts.values().next_back();
         let is_switched = self.site.instances[host][service]
             .as_ref()
-            .is_some_and(|instance| self.check.rollouts.values().any(|seen| seen.touched.contains(instance)));
+            .is_some_and(|instance| latest.is_some_and(|seen| seen.touched.contains(instance)));
         // One that was switched is looked at first, and not let in when that fails. One that was not runs what it ran before,
         // and is let in also while its host is silent: what its clients got is judged apart.
         let is_silent = !self.hosts[host].is_up
