@@ -8,7 +8,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
 
@@ -86,10 +85,8 @@ const FAILED: u8 = 1;
 const MISSING: u8 = 2;
 
 fn main() -> ExitCode {
-    // What is drawn by chance in a test run is drawn from this, and printed.
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let result = match Arguments::parse().command {
-        Command::Test(options) => test::run(&options, seconds),
+        Command::Test(options) => test::run(&options),
         Command::Bed(options) => bed::run(options),
         Command::Simulate(passed) => workbench::run(Tool::Simulate, &passed),
         Command::Mutate(passed) => workbench::run(Tool::Mutate, &passed),
