@@ -82,7 +82,7 @@ impl Project {
         Ok(directory)
     }
 
-    fn evidence_directory(&self) -> Result<PathBuf, Failure> {
+    pub(crate) fn evidence_directory(&self) -> Result<PathBuf, Failure> {
         Ok(self.state_directory()?.join("evidence"))
     }
 

@@ -23,6 +23,9 @@ use greenlight_model::rollout::{Plan, Rollout};
 use greenlight_verdict::evidence::{Conclusion, LINE_BYTES_MAX, Line, parse};
 use greenlight_verdict::{Arm, Cell, Comparison, Histogram, Interval, Judge, Settings, Tally, Verdict};
 
+#[cfg(test)]
+mod tests;
+
 /// A canary of which surely less than so many of its requests fail passes, however good the others are: without it, one
 /// in front of which nothing ever fails could not pass.
 const NEGLIGIBLE_ERRORS: f64 = 0.002;
@@ -131,6 +134,10 @@ impl Judging {
         })
     }
 
+    fn path(&self, service: &ServiceName) -> PathBuf {
+        self.directory.join(format!("{}-{service}.jsonl", self.rollout))
+    }
+
     /// The services that are judged.
     pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.courts.keys()
@@ -171,7 +178,7 @@ impl Judging {
         canaries: &BTreeSet<HostName>,
     ) -> Result<(), EvidenceFileError> {
         let budget = f64::from(self.wanted.false_aborts_per_mille) / 1000.0 / self.courts.len().max(1) as f64;
-        let path = self.directory.join(format!("{}-{service}.jsonl", self.rollout));
+        let path = self.path(service);
         let Some(court) = self.courts.get_mut(service) else { return Ok(()) };
         let Counted { index, at, counts } = counted;
         let Ok(counts) = counts else {
@@ -230,6 +237,20 @@ impl Judging {
     }
 }
 
+/// What judging the canary of a rollout has come to, by the evidence that its controller has kept in `directory` so far; none
+/// where none is kept here, or it cannot be read.
+#[must_use]
+pub fn kept_judgement(rollout: &Rollout, environment: &Environment, directory: &Path) -> Option<Judgement> {
+    let mut judging = Judging::new(&rollout.plan, environment, directory)?;
+    let paths: Vec<(ServiceName, PathBuf)> =
+        judging.courts.keys().map(|service| (service.clone(), judging.path(service))).collect();
+    for (service, path) in paths {
+        let file = File::open(path).ok()?;
+        judging.courts.get_mut(&service)?.read_again(&file).ok()?;
+    }
+    judging.judgement(&Judging::phase(rollout, false))
+}
+
 /// What a judgement rests on. The answer itself is said by whoever acts on it.
 fn in_words(judgement: &greenlight_verdict::Judgement) -> String {
     let text = judgement.to_string();
@@ -273,32 +294,36 @@ impl Court {
         }
         let mut file =
             OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path).map_err(io)?;
-        let mut judge = None;
-        let mut whole = 0;
-        let mut reader = BufReader::new(&file);
+        let whole_bytes = self.read_again(&file).map_err(failed)?;
+        file.set_len(whole_bytes).map_err(io)?;
+        if self.judge.is_none() {
+            self.judge = Some(Judge::new(settings.clone()).map_err(|error| failed(error.to_string()))?);
+            write(&mut file, &Line::first(title, settings)).map_err(io)?;
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Judges again what a file has. The bytes of its whole lines are returned: the last one of a controller that was killed
+    /// may be cut short.
+    fn read_again(&mut self, file: &File) -> Result<u64, String> {
+        let mut whole_bytes = 0;
+        let mut reader = BufReader::new(file);
         let mut text = String::new();
-        while reader.by_ref().take(LINE_BYTES_MAX as u64).read_line(&mut text).map_err(io)? > 0 {
-            // The last line of a controller that was killed may be cut short.
-            if !text.ends_with('\n') {
+        let mut judge = None;
+        loop {
+            let limited = &mut reader.by_ref().take(LINE_BYTES_MAX as u64);
+            let read = limited.read_line(&mut text).map_err(|error| error.to_string())?;
+            if read == 0 || !text.ends_with('\n') {
                 break;
             }
-            whole += text.len() as u64;
-            let line = parse(text.trim_end()).map_err(|problem| failed(problem.to_string()))?;
+            whole_bytes += text.len() as u64;
+            let line = parse(text.trim_end()).map_err(|problem| problem.to_string())?;
             self.again(&mut judge, &line);
             text.clear();
         }
-        file.set_len(whole).map_err(io)?;
-        let judge = match judge {
-            Some(judge) => judge,
-            None => {
-                let judge = Judge::new(settings.clone()).map_err(|error| failed(error.to_string()))?;
-                write(&mut file, &Line::first(title, settings)).map_err(io)?;
-                judge
-            }
-        };
-        self.judge = Some(judge);
-        self.file = Some(file);
-        Ok(())
+        self.judge = judge;
+        Ok(whole_bytes)
     }
 
     fn again(&mut self, judge: &mut Option<Judge>, line: &Line) {
@@ -349,7 +374,8 @@ impl Court {
             add(&mut all, cells);
         }
         let (Some(judge), Some(file)) = (&mut self.judge, &mut self.file) else { return Ok(()) };
-        if at_ms <= self.since_ms {
+        // What comes after an abort is not the canary's doing any more, and nothing follows the conclusion in the file.
+        if at_ms <= self.since_ms || self.has_concluded {
             return Ok(());
         }
         let share = match phase {

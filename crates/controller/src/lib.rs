@@ -31,6 +31,7 @@ mod takeover;
 pub use append::append;
 pub use gather::{Gathered, Gatherer};
 pub use hosts::{HostError, Hosts};
+pub use judging::kept_judgement;
 pub use lease::{ControllerLease, LeaseError};
 pub use looks::look;
 pub use perform::Artifacts;

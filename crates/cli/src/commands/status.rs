@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use greenlight_controller::{ControllerLease, Gathered, clock, rollout_gates};
+use greenlight_controller::{ControllerLease, Gathered, clock, kept_judgement, rollout_gates};
 use greenlight_model::Timestamp;
 use greenlight_model::decision::{Decision, Wait};
 use greenlight_model::fleet::Environment;
@@ -73,7 +73,10 @@ fn world(
         inventory: gathered.inventory.clone(),
         traffic: gathered.traffic.clone(),
         gates: rollout_gates(&project.fleet, environment, history, rollout, releases, &gathered.traffic, now),
-        judgement: None,
+        judgement: project
+            .evidence_directory()
+            .ok()
+            .and_then(|directory| kept_judgement(rollout, environment, &directory)),
         // Without a controller nothing is under way: what was begun and has no end is decided anew.
         in_flight: rollout.under_way.values().filter(|_| is_driven).cloned().collect(),
     })

@@ -1,0 +1,216 @@
+//! Counts in, judgement out; and the same again from the file.
+
+use std::time::Duration;
+
+use greenlight_model::canary::{Canary, Comparison as Stated, OnInconclusive, Until};
+use greenlight_model::fleet::{Balancer, BalancerKind, BatchSize, Floor, OnFailure, Timeouts};
+use greenlight_model::id::{Generation, Instance, ReleaseId};
+use greenlight_model::rollout::{Direction, Wave};
+
+use super::*;
+
+fn step() -> CanaryStep {
+    CanaryStep { share: 50.try_into().unwrap(), until: Until::Pass }
+}
+
+fn web() -> ServiceName {
+    "web".parse().unwrap()
+}
+
+fn instance(host: &str) -> Instance {
+    Instance::new(host.parse().unwrap(), web())
+}
+
+fn environment() -> Environment {
+    Environment {
+        name: "production".parse().unwrap(),
+        branch: None,
+        hosts: BTreeMap::from([(web(), vec!["a".parse().unwrap(), "b".parse().unwrap()])]),
+        host_settings: BTreeMap::new(),
+        strategy: Strategy::Canary(Canary {
+            hosts: BatchSize::Count(1),
+            batch: vec![BatchSize::Count(1)],
+            steps: vec![step()],
+            judging: Wanted {
+                warmup: Duration::ZERO,
+                max_time: Duration::from_secs(3600),
+                on_inconclusive: OnInconclusive::Hold,
+                false_aborts_per_mille: 10,
+                compare: vec![Stated {
+                    metric: Metric::Errors,
+                    tolerate_percent: 100,
+                    pass_if_below_percent: 150,
+                }],
+            },
+        }),
+        floor: Floor::Count(1),
+        failure_budget: 0,
+        on_failure: OnFailure::TurnBack,
+        after: None,
+        gates: Default::default(),
+        standby: BTreeSet::new(),
+        balancers: vec![Balancer {
+            service: web(),
+            kind: BalancerKind::HaproxyTcp { address: "lb:9999".to_owned() },
+            backend: "web".to_owned(),
+            servers: BTreeMap::new(),
+        }],
+        timeouts: Timeouts::default(),
+        retries: 0,
+        variables: BTreeMap::new(),
+    }
+}
+
+/// A rollout whose canary, `a`, is admitted.
+fn rollout() -> Rollout {
+    let release = ReleaseId::from_bytes([2; 32]);
+    let wave = |host: &str, steps| Wave {
+        instances: BTreeSet::from([instance(host)]),
+        together: false,
+        after: Duration::ZERO,
+        steps,
+    };
+    let plan = Plan {
+        id: "production-1".parse().unwrap(),
+        environment: "production".parse().unwrap(),
+        direction: Direction::Forward,
+        targets: BTreeMap::from([(web(), release)]),
+        baseline: BTreeMap::from([(instance("a"), None), (instance("b"), None)]),
+        waves: vec![wave("a", vec![step()]), wave("b", Vec::new())],
+        generation: Generation(2),
+        started_by: "op@desk".to_owned(),
+        digest: None,
+        is_partial: false,
+    };
+    let mut rollout = Rollout::new(plan, Timestamp::UNIX_EPOCH);
+    rollout.admitted_at.insert(instance("a"), Timestamp::UNIX_EPOCH);
+    rollout.touched.insert(instance("a"));
+    rollout
+}
+
+/// A reading in which each host has had so many requests since the balancer began, of which so many failed.
+fn reading(second: i64, instance: u64, a: (u64, u64), b: (u64, u64)) -> Counted {
+    let row = |host: &str, (requests, errors)| CountRow {
+        host: host.parse().unwrap(),
+        release: None,
+        route: "other".to_owned(),
+        since: 0,
+        requests,
+        errors,
+        undelivered: 0,
+        latency: Vec::new(),
+        in_flight: Vec::new(),
+    };
+    let counts = Counts {
+        instance,
+        elapsed: Duration::ZERO,
+        bounds_us: Vec::new(),
+        rows: vec![row("a", a), row("b", b)],
+    };
+    Counted { index: 0, at: Timestamp::from_second(1_800_000_000 + second).unwrap(), counts: Ok(counts) }
+}
+
+struct Bench {
+    judging: Judging,
+    rollout: Rollout,
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let rollout = rollout();
+        let judging = Judging::new(&rollout.plan, &environment(), directory.path()).unwrap();
+        Self { judging, rollout, directory }
+    }
+
+    fn take(&mut self, counted: Counted) -> Option<Judgement> {
+        let phase = Judging::phase(&self.rollout, false);
+        let canaries = BTreeSet::from(["a".parse().unwrap()]);
+        self.judging.take(&web(), &[0], counted, &phase, &canaries).unwrap();
+        self.judging.judgement(&phase)
+    }
+
+    fn kept(&self) -> Option<Judgement> {
+        kept_judgement(&self.rollout, &environment(), self.directory.path())
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("production-1-web.jsonl")).unwrap()
+    }
+}
+
+#[test]
+fn a_bad_canary_is_found_and_its_file_says_the_same() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.kept(), None, "nothing is kept yet");
+    let mut told = None;
+    for second in 0..30_u64 {
+        let (all, bad) = (second * 100, second * 5);
+        told = bench.take(reading(i64::try_from(second).unwrap(), 1, (all, bad), (all, 0)));
+    }
+    let told = told.unwrap();
+    assert_eq!((told.wave, told.step, told.answer), (0, 0, Answer::Abort), "{told:?}");
+    assert!(told.why.contains("errors: canary") && told.why.contains("host a"), "{}", told.why);
+    assert_eq!(bench.kept(), Some(told));
+    assert!(bench.text().trim_end().ends_with("\"alerts\":[]}}"), "the conclusion is the last line");
+}
+
+#[test]
+fn one_in_front_of_which_nothing_fails_passes() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.take(reading(0, 1, (0, 0), (0, 0))), None, "one reading is no interval");
+    let early = bench.take(reading(1, 1, (100, 0), (100, 0))).unwrap();
+    assert!(matches!(early.answer, Answer::Inconclusive { requests_needed: Some(_) }), "{early:?}");
+    assert_eq!(early.why, "errors: canary 0 of 100, the others 0 of 100");
+    let late = bench.take(reading(60, 1, (6_000, 0), (6_000, 0))).unwrap();
+    assert_eq!(late.answer, Answer::Pass, "{late:?}");
+}
+
+#[test]
+fn what_was_not_counted_is_left_out() {
+    let mut bench = Bench::new();
+    bench.take(reading(0, 1, (0, 0), (0, 0)));
+    bench.take(reading(1, 1, (100, 0), (100, 0)));
+    // The balancer began anew, did not answer, and its clock went back.
+    bench.take(reading(2, 2, (5, 5), (5, 0)));
+    bench.take(Counted { counts: Err("gone".to_owned()), ..reading(3, 2, (0, 0), (0, 0)) });
+    bench.take(reading(4, 2, (900, 900), (900, 0)));
+    bench.take(reading(3, 2, (901, 901), (901, 0)));
+    let told = bench.take(reading(5, 2, (951, 901), (951, 0))).unwrap();
+    assert_eq!(told.why, "errors: canary 0 of 150, the others 0 of 150");
+}
+
+#[test]
+fn a_controller_that_takes_over_judges_on() {
+    let mut first = Bench::new();
+    for second in 0..5_u64 {
+        first.take(reading(i64::try_from(second).unwrap(), 1, (second * 100, 0), (second * 100, 0)));
+    }
+    // It was killed while it wrote.
+    let path = first.directory.path().join("production-1-web.jsonl");
+    let mut text = first.text();
+    text.push_str("{\"interval\":{\"start_ms\":18");
+    std::fs::write(&path, &text).unwrap();
+    let rollout = rollout();
+    let judging = Judging::new(&rollout.plan, &environment(), first.directory.path()).unwrap();
+    let mut second = Bench { judging, rollout, directory: first.directory };
+    second.take(reading(60, 1, (5_000, 0), (5_000, 0)));
+    let told = second.take(reading(61, 1, (5_100, 0), (5_100, 0))).unwrap();
+    assert_eq!(told.why, "errors: canary 0 of 500, the others 0 of 500");
+    assert_eq!(second.kept(), Some(told), "what was cut off is gone, and what came after it is whole");
+}
+
+#[test]
+fn nothing_counts_while_the_canary_is_changed_or_goes_back() {
+    let mut rollout = rollout();
+    assert!(matches!(Judging::phase(&rollout, false), Phase::Judged { wave: 0, step: 0, .. }));
+    assert!(matches!(Judging::phase(&rollout, true), Phase::Between), "while traffic is shared out");
+    rollout.drained_at.insert(instance("a"), Timestamp::UNIX_EPOCH);
+    assert!(matches!(Judging::phase(&rollout, false), Phase::Between));
+    let before = Rollout::new(rollout.plan.clone(), Timestamp::UNIX_EPOCH);
+    assert!(matches!(Judging::phase(&before, false), Phase::Before));
+    rollout.drained_at.clear();
+    rollout.waves_proven.insert(0, Timestamp::UNIX_EPOCH);
+    assert!(matches!(Judging::phase(&rollout, false), Phase::Between));
+}
