@@ -191,7 +191,7 @@ impl Judging {
         }
         if matches!(phase, Phase::Between) {
             court.forget();
-            return Ok(());
+            return if court.step == self.steps.checked_sub(1) { court.pass(&path) } else { Ok(()) };
         }
         let at_ms = u64::try_from(at.as_millisecond()).unwrap_or_default();
         court.read(index, balancers, at_ms, counts);
@@ -361,6 +361,18 @@ impl Court {
         self.open.retain(|index, _| balancers.contains(index));
     }
 
+    /// Its last step is over: where the verdict was that it is good enough, the file ends with that.
+    fn pass(&mut self, path: &Path) -> Result<(), EvidenceFileError> {
+        let (Some(judge), Some(file)) = (&self.judge, &mut self.file) else { return Ok(()) };
+        let judgement = judge.judgement();
+        if self.has_concluded || judgement.verdict != Verdict::Pass {
+            return Ok(());
+        }
+        self.has_concluded = true;
+        write(file, &conclusion(&judgement))
+            .map_err(|error| EvidenceFileError { path: path.to_owned(), problem: error.to_string() })
+    }
+
     /// Puts the interval that is complete to the judge, and into the file.
     fn count(
         &mut self,
@@ -404,14 +416,9 @@ impl Court {
                 lines.push(Line::Interval(interval));
             }
             let judgement = judge.judgement();
-            if judgement.verdict == Verdict::Abort && !self.has_concluded {
+            if judgement.verdict == Verdict::Abort {
                 self.has_concluded = true;
-                lines.push(Line::Conclusion(Conclusion {
-                    verdict: judgement.verdict,
-                    elapsed_ms: judgement.elapsed_ms,
-                    culprits: judgement.culprits().map(|finding| finding.comparison.title()).collect(),
-                    alerts: Vec::new(),
-                }));
+                lines.push(conclusion(&judgement));
             }
         } else if judge.learn(&interval).is_ok() {
             lines.push(Line::Baseline(interval));
@@ -422,6 +429,15 @@ impl Court {
         }
         Ok(())
     }
+}
+
+fn conclusion(judgement: &greenlight_verdict::Judgement) -> Line {
+    Line::Conclusion(Conclusion {
+        verdict: judgement.verdict,
+        elapsed_ms: judgement.elapsed_ms,
+        culprits: judgement.culprits().map(|finding| finding.comparison.title()).collect(),
+        alerts: Vec::new(),
+    })
 }
 
 fn cell(canaries: &BTreeSet<HostName>, host: &HostName, route: String, count: &Count) -> Cell {

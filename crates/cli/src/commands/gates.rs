@@ -149,7 +149,11 @@ pub(crate) fn override_gate(
     let Some(gate) = gates.iter().find(|gate| gate.name == arguments.gate) else {
         let known: Vec<String> = gates.iter().map(|gate| format!("\"{}\"", gate.name)).collect();
         return Err(Failure::usage(format!("{} has no gate \"{}\"", environment.name, arguments.gate)).help(
-            if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) },
+            if known.is_empty() {
+                "it has no gates at all".to_owned()
+            } else {
+                format!("it has {}", known.join(", "))
+            },
         ));
     };
     if is_green(gate) {

@@ -37,7 +37,7 @@ impl<'a> Evidence<'a> {
     fn open(path: &'a Path) -> Result<Self, Failure> {
         let file = File::open(path).map_err(|error| {
             Failure::usage(format!("cannot read {}: {error}", path.display()))
-                .help("`report` names the evidence file of a canary rollout")
+                .help("a canary's evidence is in .greenlight/evidence, beside the fleet file")
         })?;
         Ok(Self { path, reader: BufReader::new(file), number: 0 })
     }

@@ -165,6 +165,14 @@ fn one_in_front_of_which_nothing_fails_passes() {
     assert_eq!(early.why, "errors: canary 0 of 100, the others 0 of 100");
     let late = bench.take(reading(60, 1, (6_000, 0), (6_000, 0))).unwrap();
     assert_eq!(late.answer, Answer::Pass, "{late:?}");
+    assert!(!bench.text().contains("conclusion"), "not before its step is over");
+    bench.rollout.waves_proven.insert(0, Timestamp::UNIX_EPOCH);
+    for second in [61, 62] {
+        assert_eq!(bench.take(reading(second, 1, (6_100, 0), (6_100, 0))), None);
+    }
+    let text = bench.text();
+    assert_eq!(text.matches("\"conclusion\"").count(), 1, "{text}");
+    assert!(text.lines().last().unwrap().contains("\"verdict\":\"pass\""), "{text}");
 }
 
 #[test]
