@@ -180,8 +180,8 @@ fn what_was_not_counted_is_left_out() {
     let mut bench = Bench::new();
     bench.take(reading(0, 1, (0, 0), (0, 0)));
     bench.take(reading(1, 1, (100, 0), (100, 0)));
-    // The balancer began anew, did not answer, and its clock went back.
-    bench.take(reading(2, 2, (5, 5), (5, 0)));
+    // The balancer began anew and has counted more by now, did not answer, and its clock went back.
+    bench.take(reading(2, 2, (300, 200), (300, 0)));
     bench.take(Counted { counts: Err("gone".to_owned()), ..reading(3, 2, (0, 0), (0, 0)) });
     bench.take(reading(4, 2, (900, 900), (900, 0)));
     bench.take(reading(3, 2, (901, 901), (901, 0)));
