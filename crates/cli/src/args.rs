@@ -1,13 +1,16 @@
 //! What the user may type. What it means is decided in `commands`.
 
+mod lights;
+mod report;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use greenlight_model::id::{
-    CheckName, EnvironmentName, HostName, ProcessName, RoleName, RolloutId, ServiceName,
-};
-use greenlight_model::journal::{Impact, Section};
+use greenlight_model::id::{EnvironmentName, HostName, ProcessName, RolloutId, ServiceName};
+
+pub(crate) use lights::{Approve, Evidence, EvidenceAction, EvidenceAdd, Gates, Override, Tick};
+pub(crate) use report::{Issue, IssueAction, IssueAdd, Report, ReportFormat, TaskAction, TaskAdd, Tasks};
 
 /// Releases for fleets of plain servers: staged, verified, reversible.
 ///
@@ -238,102 +241,6 @@ pub(crate) struct Consent {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Evidence {
-    #[command(subcommand)]
-    pub(crate) action: EvidenceAction,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum EvidenceAction {
-    /// Add reports about a release. One that is about another commit is refused; `-` reads standard input.
-    Add(EvidenceAdd),
-    /// List what is recorded, latest first.
-    List {
-        /// Only about this release: label, id or commit; SERVICE=RELEASE where that is not unique.
-        release: Option<String>,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct EvidenceAdd {
-    /// Label, id or commit of the release; SERVICE=RELEASE where that is not unique.
-    pub(crate) release: String,
-    /// The suite that the JUnit reports are of.
-    #[arg(long, value_name = "NAME", default_value = "tests")]
-    pub(crate) suite: CheckName,
-    /// A JUnit report; may be repeated, all of them are one run of the suite.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) junit: Vec<PathBuf>,
-    /// A Cobertura report; may be repeated, for parts of the code.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) cobertura: Vec<PathBuf>,
-    /// A SARIF report; may be repeated.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) sarif: Vec<PathBuf>,
-    /// pylint's output, as text or JSON; may be repeated.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) pylint: Vec<PathBuf>,
-    /// The exit code of a suite or tool that writes no report: unit=0. May be repeated.
-    #[arg(long, value_name = "NAME=CODE", value_parser = crate::commands::evidence::exit_code)]
-    pub(crate) exit_code: Vec<(CheckName, i32)>,
-    /// The release's note, for people.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) note: Option<PathBuf>,
-    /// The commit that the reports are of [default: what they say, else what is checked out here].
-    #[arg(long, value_name = "HASH")]
-    pub(crate) commit: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Gates {
-    #[command(flatten)]
-    pub(crate) targets: Targets,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Approve {
-    #[command(flatten)]
-    pub(crate) targets: Targets,
-    /// In which role [default: the only one that is asked for and that you hold].
-    #[arg(long)]
-    pub(crate) role: Option<RoleName>,
-    /// Only if the plan still has this digest, which `plan --json` and `gates --json` show; its first digits do.
-    #[arg(long, value_name = "DIGEST")]
-    pub(crate) digest: Option<String>,
-    /// Do not ask. Without a terminal nothing is asked.
-    #[arg(long, short = 'y')]
-    pub(crate) yes: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Tick {
-    /// Which environment's checklist.
-    pub(crate) environment: EnvironmentName,
-    /// The item, as it stands there.
-    pub(crate) item: String,
-    /// For which releases [default: those of the open rollout, else what `deploy` would bring].
-    #[arg(value_name = "RELEASE")]
-    pub(crate) releases: Vec<String>,
-    /// What was seen.
-    #[arg(long, default_value = "")]
-    pub(crate) note: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Override {
-    /// Which environment.
-    pub(crate) environment: EnvironmentName,
-    /// The gate, as `greenlight gates` names it: "tests (web)".
-    pub(crate) gate: String,
-    /// For which releases [default: those of the open rollout, else what `deploy` would bring].
-    #[arg(value_name = "RELEASE")]
-    pub(crate) releases: Vec<String>,
-    /// Why. It is kept, and stands in the report.
-    #[arg(long, value_name = "WHY")]
-    pub(crate) reason: String,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct Status {
     /// Which environment [default: all].
     pub(crate) environment: Option<EnvironmentName>,
@@ -373,142 +280,6 @@ pub(crate) struct History {
     /// How many rollouts.
     #[arg(long, short = 'n', default_value_t = 20)]
     pub(crate) limit: usize,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Report {
-    /// Which rollout [default: the last one].
-    pub(crate) rollout: Option<RolloutId>,
-    /// As Markdown, or as one HTML file that prints. `--json` gives the same as data.
-    #[arg(long, default_value = "markdown")]
-    pub(crate) format: ReportFormat,
-}
-
-/// How a report is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ReportFormat {
-    Markdown,
-    Html,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Issue {
-    #[command(subcommand)]
-    pub(crate) action: IssueAction,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum IssueAction {
-    /// Note an issue; its number is printed.
-    Add(IssueAdd),
-    /// An issue is settled. A blocker is then a resolved one.
-    Resolve {
-        /// Its number.
-        issue: u64,
-        /// How.
-        #[arg(long)]
-        how: String,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct IssueAdd {
-    /// Where.
-    pub(crate) environment: EnvironmentName,
-    /// What was seen.
-    pub(crate) what: String,
-    /// In which rollout [default: the open one, else the last].
-    #[arg(long, value_name = "ID")]
-    pub(crate) rollout: Option<RolloutId>,
-    /// Which part of the report it belongs to.
-    #[arg(long, default_value = "deployment")]
-    pub(crate) section: IssueSection,
-    /// What it did.
-    #[arg(long, default_value = "nil")]
-    pub(crate) impact: IssueImpact,
-}
-
-/// A part of the report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum IssueSection {
-    Deployment,
-    Testing,
-    Miscellaneous,
-}
-
-impl From<IssueSection> for Section {
-    fn from(section: IssueSection) -> Self {
-        match section {
-            IssueSection::Deployment => Self::Deployment,
-            IssueSection::Testing => Self::Testing,
-            IssueSection::Miscellaneous => Self::Miscellaneous,
-        }
-    }
-}
-
-/// What an issue did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum IssueImpact {
-    Nil,
-    Degraded,
-    Blocker,
-}
-
-impl From<IssueImpact> for Impact {
-    fn from(impact: IssueImpact) -> Self {
-        match impact {
-            IssueImpact::Nil => Self::Nil,
-            IssueImpact::Degraded => Self::Degraded,
-            IssueImpact::Blocker => Self::Blocker,
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Tasks {
-    #[command(subcommand)]
-    pub(crate) action: TaskAction,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum TaskAction {
-    /// Add an action; its number is printed.
-    Add(TaskAdd),
-    /// Give an action its green light, as somebody of the role that it waits for.
-    Light {
-        /// Its number.
-        action: u64,
-    },
-    /// You did an action that is yours. Before its light that is refused.
-    Done {
-        /// Its number.
-        action: u64,
-        /// What came of it.
-        #[arg(long, default_value = "")]
-        note: String,
-    },
-    /// List them.
-    List,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct TaskAdd {
-    /// Where.
-    pub(crate) environment: EnvironmentName,
-    /// What is to be done.
-    pub(crate) what: String,
-    /// Who does it: a user, or a role.
-    #[arg(long)]
-    pub(crate) owner: String,
-    /// The role whose green light it waits for.
-    #[arg(long, value_name = "ROLE")]
-    pub(crate) waits_for: Option<RoleName>,
-    /// What must be so before the light is given.
-    #[arg(long, default_value = "")]
-    pub(crate) condition: String,
-    /// The number of the issue that it is for.
-    #[arg(long, value_name = "NUMBER")]
-    pub(crate) issue: Option<u64>,
 }
 
 #[derive(Debug, Args)]

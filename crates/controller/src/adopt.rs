@@ -11,9 +11,10 @@ use greenlight_link::message::{Reply, Request};
 use greenlight_model::Timestamp;
 use greenlight_model::charter::{Charter, Found};
 use greenlight_model::fleet::Environment;
+use greenlight_model::history::History;
 use greenlight_model::host::Claim;
 use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId};
-use greenlight_model::record::{History, RecordBody};
+use greenlight_model::record::RecordBody;
 
 use crate::gather::{Gathered, Gatherer};
 use crate::hosts::HostError;

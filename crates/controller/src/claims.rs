@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use greenlight_model::history::History;
 use greenlight_model::host::{Claim, InstanceReport};
 use greenlight_model::id::{HostName, RolloutId};
-use greenlight_model::record::History;
 use greenlight_model::world::Observation;
 
 /// What the hosts said, without the claims of rollouts that have ended.

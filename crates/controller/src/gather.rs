@@ -10,9 +10,9 @@ use greenlight_drivers::transport::{BoxFuture, TcpTransport, Transport, Transpor
 use greenlight_link::message::{Reply, Request};
 use greenlight_model::Timestamp;
 use greenlight_model::fleet::{Balancer, BalancerKind, Environment, Service};
+use greenlight_model::history::History;
 use greenlight_model::host::{HostReport, InstanceReport, InstanceSpec};
 use greenlight_model::id::{HostName, Instance, ReleaseId, ServiceName};
-use greenlight_model::record::History;
 use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{Observation, Unreachable};
 use tokio::task::JoinSet;

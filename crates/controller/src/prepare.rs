@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use greenlight_gates::{Asked, PlanNow, gates};
 use greenlight_model::Timestamp;
 use greenlight_model::fleet::{Environment, Fleet, Service};
+use greenlight_model::history::History;
 use greenlight_model::id::{
     EnvironmentName, Generation, HostName, PlanDigest, ReleaseId, RolloutId, ServiceName,
 };
 use greenlight_model::manifest::Release;
-use greenlight_model::record::History;
 use greenlight_model::rollout::{Direction, Plan, Rollout};
 use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{Gate, ReleaseFacts, World};

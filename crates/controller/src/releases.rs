@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use greenlight_depot::{Depot, DepotError};
 use greenlight_model::charter::Charter;
+use greenlight_model::history::History;
 use greenlight_model::id::ReleaseId;
 use greenlight_model::manifest::Release;
-use greenlight_model::record::History;
 use greenlight_model::rollout::Rollout;
 
 /// Every release that the depot or the records know.

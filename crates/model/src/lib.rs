@@ -14,6 +14,7 @@ pub mod decision;
 pub mod evidence;
 pub mod fleet;
 pub mod gate;
+pub mod history;
 pub mod host;
 pub mod id;
 pub mod journal;

@@ -15,7 +15,8 @@ mod schema;
 use std::path::{Path, PathBuf};
 
 use greenlight_model::Timestamp;
-use greenlight_model::record::{History, RECORD_VERSION, Record, RecordBody};
+use greenlight_model::history::History;
+use greenlight_model::record::{RECORD_VERSION, Record, RecordBody};
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 pub use error::StoreError;

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use greenlight_controller::clock;
 use greenlight_depot::Depot;
+use greenlight_model::history::History;
 use greenlight_model::id::{EnvironmentName, ReleaseId, ServiceName};
 use greenlight_model::manifest::Release;
-use greenlight_model::record::{History, RecordBody};
+use greenlight_model::record::RecordBody;
 use serde_json::json;
 
 use crate::args::{Global, Releases, ReleasesAction};

@@ -7,11 +7,11 @@ use greenlight_controller::{ControllerLease, Gathered, clock, kept_judgement, ro
 use greenlight_model::Timestamp;
 use greenlight_model::decision::{Decision, Wait};
 use greenlight_model::fleet::Environment;
+use greenlight_model::history::History;
 use greenlight_model::host::{Answer, InstanceReport, LedgerEvent, ProcessState};
 use greenlight_model::id::{Instance, ReleaseId};
 use greenlight_model::manifest::Release;
 use greenlight_model::quantity::human_duration;
-use greenlight_model::record::History;
 use greenlight_model::world::{ReleaseFacts, Traffic, World};
 use owo_colors::OwoColorize;
 use serde_json::{Value, json};

@@ -3,9 +3,10 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
+use greenlight_model::history::History;
 use greenlight_model::host::{LEDGER_VERSION, Ledger, LedgerEntry, LedgerEvent};
 use greenlight_model::id::{Generation, ProcessName, ReleaseId};
-use greenlight_model::record::{History, Record};
+use greenlight_model::record::Record;
 use greenlight_model::rollout::{Direction, OperatorRequest};
 use greenlight_model::traffic::BalancerReport;
 

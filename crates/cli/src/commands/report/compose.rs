@@ -7,12 +7,13 @@ use greenlight_model::Timestamp;
 use greenlight_model::action::{Action as Step, ActionResult, Verb};
 use greenlight_model::decision::Outcome;
 use greenlight_model::evidence::{Fact, Recorded};
+use greenlight_model::history::History;
 use greenlight_model::host::{Check, CheckOutcome};
 use greenlight_model::id::{Instance, ReleaseId, RolloutId};
 use greenlight_model::journal::{Impact, Section};
 use greenlight_model::manifest::Release;
 use greenlight_model::quantity::human_duration;
-use greenlight_model::record::{History, Record, RecordBody};
+use greenlight_model::record::{Record, RecordBody};
 use greenlight_model::rollout::{Direction, Note, OperatorRequest, Rollout};
 
 use super::{Action, Bar, Evidence, Issue, Lane, Moment, Report};

@@ -9,9 +9,10 @@ use greenlight_model::Timestamp;
 use greenlight_model::action::{Action as Step, ActionDetail, ActionResult, Blame};
 use greenlight_model::decision::Outcome;
 use greenlight_model::evidence::{Evidence, Fact};
+use greenlight_model::history::History;
 use greenlight_model::id::{Generation, Instance, ReleaseId, RolloutId};
 use greenlight_model::journal::{Entry, Impact, Section};
-use greenlight_model::record::{History, Record, RecordBody};
+use greenlight_model::record::{Record, RecordBody};
 use greenlight_model::rollout::{Direction, Note, Plan};
 
 use super::{Report, compose, html, markdown};
