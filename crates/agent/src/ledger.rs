@@ -236,7 +236,8 @@ pub(crate) fn note(
 ) {
     let surplus = (ledger.history.len() + 1).saturating_sub(LEDGER_HISTORY_MAX);
     ledger.history.drain(..surplus);
-    ledger.history.push(LedgerEntry { at: now, event, release, generation, detail: detail.into() });
+    let rollout = ledger.claim.as_ref().map(|claim| claim.rollout.clone());
+    ledger.history.push(LedgerEntry { at: now, event, release, generation, rollout, detail: detail.into() });
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Running a release's migration on this host, once: where the ledger knows that it ran, it is not run again, and where it
-//! was begun and its end is not known, neither.
+//! was begun and its end is not known, neither. One that failed is run again for another rollout, never for the same one.
 
 use greenlight_model::Timestamp;
 use greenlight_model::action::Blame;
@@ -39,7 +39,13 @@ pub(crate) fn migrate(
                 mark.label
             )));
         }
-        Some(MigrationTrace::Failed) | None => {}
+        // For another rollout it is run again: what was wrong may have been mended.
+        Some(MigrationTrace::Failed) => {
+            if let Some(failed) = ledger.failed_migration(mark.id, rollout) {
+                return Err(release(format!("{} (it is run once in a rollout)", failed.detail)));
+            }
+        }
+        None => {}
     }
     let directory = layout.release(mark.id);
     let mut account = None;

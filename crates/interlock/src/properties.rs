@@ -91,17 +91,18 @@ impl Chance {
             6 => drop(drawn.rollout.migrations.insert("web".parse().unwrap(), MigrationState::Begun)),
             7 => {
                 let event = [LedgerEvent::MigrationBegun, LedgerEvent::Migrated][self.below(2)];
-                let (generation, detail) = (Generation(3), String::new());
-                let entry = LedgerEntry { at: at(-9), event, release: Some(NEW), generation, detail };
+                let (generation, rollout, detail) = (Generation(3), None, String::new());
+                let entry =
+                    LedgerEntry { at: at(-9), event, release: Some(NEW), generation, rollout, detail };
                 report(&mut drawn, host).ledger.history.push(entry);
             }
             8 => {
                 let former = FormerMigration { on: instance(host), is_done: self.once_in(2) };
                 drawn.rollout.migrated_before.insert("web".parse().unwrap(), former);
                 if self.once_in(2) {
-                    let (generation, detail) = (Generation(3), String::new());
+                    let (generation, rollout, detail) = (Generation(3), None, String::new());
                     let (event, release) = (LedgerEvent::Staged, Some(NEW));
-                    let entry = LedgerEntry { at: at(-9), event, release, generation, detail };
+                    let entry = LedgerEntry { at: at(-9), event, release, generation, rollout, detail };
                     report(&mut drawn, host).ledger.history.push(entry);
                 }
             }

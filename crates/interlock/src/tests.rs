@@ -403,6 +403,7 @@ fn rule_6_migration() {
             event: LedgerEvent::Migrated,
             release: Some(NEW),
             generation: Generation(3),
+            rollout: None,
             detail: String::new(),
         });
     });
@@ -411,6 +412,7 @@ fn rule_6_migration() {
         event,
         release: Some(NEW),
         generation: Generation(3),
+        rollout: None,
         detail: String::new(),
     };
     let sentence = "the migration of v2 was begun before, on c/web, and how it ended is not known";

@@ -130,12 +130,29 @@ impl Ledger {
     /// What is known of the migration of a release here; none when it was never begun.
     #[must_use]
     pub fn migration(&self, release: ReleaseId) -> Option<MigrationTrace> {
-        let of_release = self.history.iter().rev().filter(|entry| entry.release == Some(release));
-        of_release.into_iter().find_map(|entry| match entry.event {
-            LedgerEvent::Migrated => Some(MigrationTrace::Done),
-            LedgerEvent::MigrationFailed => Some(MigrationTrace::Failed),
-            LedgerEvent::MigrationBegun => Some(MigrationTrace::Begun),
-            _ => None,
+        self.migrations(release).next().map(|(trace, _)| trace)
+    }
+
+    /// How the migration of a release failed here when it ran last, if that was for this rollout.
+    #[must_use]
+    pub fn failed_migration(&self, release: ReleaseId, rollout: &RolloutId) -> Option<&LedgerEntry> {
+        let mut latest_first = self.migrations(release);
+        let (_, failed) = latest_first.next().filter(|(trace, _)| *trace == MigrationTrace::Failed)?;
+        let (_, begun) = latest_first.next()?;
+        (begun.rollout.as_ref() == Some(rollout)).then_some(failed)
+    }
+
+    /// What is known of the migration of a release, latest first.
+    fn migrations(&self, release: ReleaseId) -> impl Iterator<Item = (MigrationTrace, &LedgerEntry)> {
+        let of_release = self.history.iter().rev().filter(move |entry| entry.release == Some(release));
+        of_release.filter_map(|entry| {
+            let trace = match entry.event {
+                LedgerEvent::Migrated => MigrationTrace::Done,
+                LedgerEvent::MigrationFailed => MigrationTrace::Failed,
+                LedgerEvent::MigrationBegun => MigrationTrace::Begun,
+                _ => return None,
+            };
+            Some((trace, entry))
         })
     }
 }
@@ -187,6 +204,9 @@ pub struct LedgerEntry {
     pub release: Option<ReleaseId>,
     /// The generation it belonged to.
     pub generation: Generation,
+    /// The rollout that held the claim then, when one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutId>,
     /// More about it, in words.
     pub detail: String,
 }

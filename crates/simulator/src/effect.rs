@@ -176,7 +176,8 @@ fn enter(world: &mut World, instance: &Instance, event: LedgerEvent, release: Op
     change(world, instance, |report| {
         let generation = report.ledger.generation;
         let detail = "simulated".to_owned();
-        report.ledger.history.push(LedgerEntry { at, event, release, generation, detail });
+        let rollout = report.ledger.claim.as_ref().map(|claim| claim.rollout.clone());
+        report.ledger.history.push(LedgerEntry { at, event, release, generation, rollout, detail });
     });
 }
 

@@ -17,7 +17,7 @@ const A: &str = "a/web";
 
 fn enter(world: &mut World, event: LedgerEvent, release: Option<ReleaseId>, generation: Generation) {
     let detail = "not confirmed within 1m 30s".to_owned();
-    let entry = LedgerEntry { at: start(), event, release, generation, detail };
+    let entry = LedgerEntry { at: start(), event, release, generation, rollout: None, detail };
     report_mut(world, &instance(A)).ledger.history.push(entry);
 }
 

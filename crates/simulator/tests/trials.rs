@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use greenlight_model::action::{Blame, Verb};
 use greenlight_model::fleet::{BatchSize, Floor, OnFailure, Strategy};
 use greenlight_model::quantity::Percent;
 use greenlight_model::rollout::{Direction, OperatorRequest};
@@ -265,5 +266,19 @@ fn what_was_only_drained_is_let_in_while_its_host_is_silent() {
     check(&Scenario {
         strategy: Strategy::BlueGreen,
         ..scenario(17_952_813_694_396, 1, &[service(&[0], 1)], &faults)
+    });
+}
+
+#[test]
+fn a_migration_that_failed_is_not_run_again_when_it_is_asked_for_twice() {
+    let faults = [
+        fault(0, 20_000, FaultKind::CommandFails { host: 0, verb: Verb::Migrate, blame: Blame::Release }),
+        fault(2_147, 2_250, FaultKind::Messages { lost: 0, repeated: 5, late: 500 }),
+    ];
+    let web = ServiceShape { has_smoke: true, ..migrating(&[0, 1], 0) };
+    check(&Scenario {
+        strategy: Strategy::Rolling { batch: vec![BatchSize::Count(1), BatchSize::Share(share(50))] },
+        floor: Floor::Count(0),
+        ..scenario(112_062, 2, &[web], &faults)
     });
 }

@@ -118,6 +118,7 @@ fn instance_report(service: &ServiceName) -> Result<InstanceReport, Error> {
         event: LedgerEvent::Proven,
         release: Some(old),
         generation,
+        rollout: None,
         detail: "version endpoint".to_owned(),
     };
     let process = ProcessReport {

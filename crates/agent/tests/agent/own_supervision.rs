@@ -504,15 +504,17 @@ fn migrations_commands_and_logs() {
     host.claim(&spec, ROLLOUT, 1).unwrap();
     host.stage(&spec, &v1).unwrap();
     host.stage(&spec, &v2).unwrap();
-    let migrate = |release: &crate::support::Release, script: &str, timeout| Request::Migrate {
-        spec: spec.clone(),
-        release: release.mark.clone(),
-        migration: greenlight_model::fleet::Migration {
-            argv: ["sh", "-c", script].map(str::to_owned).into(),
-            timeout,
-        },
-        rollout: ROLLOUT.parse().unwrap(),
-    };
+    let migrate_for =
+        |rollout: &str, release: &crate::support::Release, script: &str, timeout| Request::Migrate {
+            spec: spec.clone(),
+            release: release.mark.clone(),
+            migration: greenlight_model::fleet::Migration {
+                argv: ["sh", "-c", script].map(str::to_owned).into(),
+                timeout,
+            },
+            rollout: rollout.parse().unwrap(),
+        };
+    let migrate = |release, script, timeout| migrate_for(ROLLOUT, release, script, timeout);
     let long = Duration::from_secs(30);
     let whole = migrate(&v1, "cat VERSION; echo; echo to $GREENLIGHT_RELEASE", long);
     host.ask(whole.clone()).unwrap();
@@ -531,15 +533,27 @@ fn migrations_commands_and_logs() {
 
     let error = host.ask(migrate(&v2, "echo column exists >&2; exit 4", long)).unwrap_err();
     assert!(error.message.contains("exit status 4") && error.output == ["column exists"], "{error:?}");
-    let error = host.ask(migrate(&v2, "echo slowly; sleep 600", Duration::from_millis(300))).unwrap_err();
+    let again = host.ask(migrate(&v2, "echo again", long)).unwrap_err();
+    assert!(again.message.starts_with(&error.message) && again.blame == error.blame, "{again:?}");
+    assert_eq!(host.events.iter().filter_map(line_of).count(), 0, "once in a rollout, also when it failed");
+
+    // Other rollouts come, and run it again.
+    let hand_over = |host: &mut Host, from: &str, to: &str, generation| {
+        host.ask(Request::Unclaim { spec: spec.clone(), rollout: from.parse().unwrap() }).unwrap();
+        host.claim(&spec, to, generation).unwrap();
+    };
+    hand_over(&mut host, ROLLOUT, "test-2", 2);
+    let slowly = migrate_for("test-2", &v2, "echo slowly; sleep 600", Duration::from_millis(300));
+    let error = host.ask(slowly).unwrap_err();
     assert!(error.message.contains("300ms") && error.output == ["slowly"], "{error:?}");
     assert_eq!(trace(&mut host, &v2), Some(MigrationTrace::Failed));
-    let id = host.send(migrate(&v2, "echo begun; sleep 600", long));
+    hand_over(&mut host, "test-2", "test-3", 3);
+    let id = host.send(migrate_for("test-3", &v2, "echo begun; sleep 600", long));
     while !matches!(host.next(id), Ok(Event::Line { .. })) {}
     assert_eq!(trace(&mut host, &v2), Some(MigrationTrace::Begun), "written before it runs");
     host.reconnect();
     assert_eq!(trace(&mut host, &v2), Some(MigrationTrace::Begun), "how far it came is not known");
-    let error = host.ask(migrate(&v2, "echo again", long)).unwrap_err();
+    let error = host.ask(migrate_for("test-3", &v2, "echo again", long)).unwrap_err();
     assert!(error.message.contains("how it ended is not known"), "{error:?}");
 
     let exec = |script: &str| Request::Exec {

@@ -168,6 +168,7 @@ pub(super) fn enter(
 ) {
     let surplus = (ledger.history.len() + 1).saturating_sub(greenlight_model::host::LEDGER_HISTORY_MAX);
     ledger.history.drain(..surplus);
-    let entry = LedgerEntry { at: stamp(0, now_ms), event, release, generation, detail: String::new() };
-    ledger.history.push(entry);
+    let rollout = ledger.claim.as_ref().map(|claim| claim.rollout.clone());
+    let (at, detail) = (stamp(0, now_ms), String::new());
+    ledger.history.push(LedgerEntry { at, event, release, generation, rollout, detail });
 }

@@ -132,6 +132,14 @@ impl Trial<'_> {
                         Blame::Host,
                         "the migration was begun before, and how it ended is not known",
                     )),
+                    Some(MigrationTrace::Failed)
+                        if self.hosts[host].instances[service]
+                            .ledger
+                            .failed_migration(release, rollout)
+                            .is_some() =>
+                    {
+                        Err(refuse(Blame::Release, "it failed before in this rollout"))
+                    }
                     Some(MigrationTrace::Failed) | None => Ok(Next::After(STEP_MS)),
                 }
             }

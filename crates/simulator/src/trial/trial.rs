@@ -331,6 +331,7 @@ pub(super) fn host(scenario: &Scenario) -> Host {
             event,
             release: Some(release),
             generation,
+            rollout: None,
             detail: String::new(),
         };
         let ledger = Ledger {

@@ -218,6 +218,7 @@ fn what_a_controller_was_told() {
             event: LedgerEvent::TurnedBack,
             release: None,
             generation: Generation(2),
+            rollout: None,
             detail: String::new(),
         });
         tell(trial, 0);
