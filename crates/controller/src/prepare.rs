@@ -7,7 +7,7 @@ use greenlight_model::Timestamp;
 use greenlight_model::fleet::{Environment, Fleet, Service};
 use greenlight_model::history::History;
 use greenlight_model::id::{
-    EnvironmentName, Generation, HostName, PlanDigest, ReleaseId, RolloutId, ServiceName,
+    EnvironmentName, Generation, HostName, Instance, PlanDigest, ReleaseId, RolloutId, ServiceName,
 };
 use greenlight_model::manifest::Release;
 use greenlight_model::rollout::{Direction, Plan, Rollout};
@@ -46,6 +46,9 @@ pub struct Prepared {
     pub world: World,
     /// What it will do.
     pub preview: Preview,
+    /// Services whose settings in the fleet file are not those that hosts run this very release with. A release that
+    /// runs is not switched to again, so they come with the next one.
+    pub unapplied: BTreeSet<ServiceName>,
 }
 
 /// Why there can be no plan.
@@ -160,19 +163,24 @@ pub fn prepare(
         digest: None,
         is_partial: !wanted.hosts.is_empty(),
     };
-    let services: BTreeMap<ServiceName, Service> = wanted
-        .targets
-        .iter()
-        .filter_map(|(name, release)| {
-            let known = history.definitions.get(&(environment.name.clone(), *release));
-            // Going back runs a release as it was run; going forward, as the fleet file says now.
-            let service = match wanted.direction {
-                Direction::Back => known.or_else(|| fleet.services.get(name)),
-                Direction::Forward => fleet.services.get(name),
-            };
-            Some((name.clone(), service?.clone()))
-        })
-        .collect();
+    let mut unapplied = BTreeSet::new();
+    let mut services: BTreeMap<ServiceName, Service> = BTreeMap::new();
+    for (name, release) in &wanted.targets {
+        let known = history.definitions.get(&(environment.name.clone(), *release));
+        let written = fleet.services.get(name);
+        let keeps = |(instance, now): (&Instance, &Option<ReleaseId>)| {
+            (instance.service == *name).then_some(*now == Some(*release))
+        };
+        let is_kept_somewhere = plan.baseline.iter().filter_map(keeps).any(|keeps| keeps);
+        let is_kept = is_kept_somewhere && plan.baseline.iter().filter_map(keeps).all(|keeps| keeps);
+        let is_forward = wanted.direction == Direction::Forward;
+        if is_forward && is_kept_somewhere && known.is_some() && known != written {
+            unapplied.insert(name.clone());
+        }
+        // Going back runs a release as it was run; going forward, as the fleet file says now, unless nothing is switched.
+        let service = if is_forward && !is_kept { written } else { known.or(written) };
+        services.extend(service.map(|service| (name.clone(), service.clone())));
+    }
     let mut world = World {
         now,
         environment: environment.clone(),
@@ -209,7 +217,7 @@ pub fn prepare(
     preview.stop_at(&world.gates);
     let plan = Plan { digest: Some(digest), ..plan };
     world.rollout.plan = plan.clone();
-    Ok(Prepared { plan, services, world, preview })
+    Ok(Prepared { plan, services, world, preview, unapplied })
 }
 
 /// The lights of a rollout that was begun.

@@ -323,6 +323,13 @@ pub(crate) fn show(prepared: &Prepared, direction: Direction, printer: &Printer,
             say(format!("  guard: {} goes back by itself after {limit} unless confirmed", service.name));
         }
     }
+    for service in &prepared.unapplied {
+        say(format!(
+            "  {}: the settings of {service} in greenlight.toml have changed since this release went out. Hosts that \
+             run it keep those they have; the next release brings the new ones",
+            "not applied".yellow()
+        ));
+    }
     for gate in &world.gates {
         say(format!("  {}", gates::line(gate)));
     }
@@ -401,6 +408,7 @@ fn plan_json(prepared: &Prepared) -> serde_json::Value {
         "gates": prepared.world.gates,
         "outcome": prepared.preview.outcome,
         "waits": prepared.preview.waits,
+        "unapplied_settings": prepared.unapplied,
     })
 }
 

@@ -57,6 +57,15 @@ fn it_goes_out_and_back_and_says_where_what_runs() {
         assert_eq!(process(&before), process(&after));
     }
 
+    // Nor do other settings, which a release brings; it is said, as often as it is so.
+    site.edit("start_timeout = \"90s\"", "start_timeout = \"80s\"");
+    for _ in 0..2 {
+        let told = "not applied: the settings of hello in greenlight.toml have changed";
+        site.run(&["deploy", "staging", "v2"]).exits(0).says(&[told, "DONE"]);
+    }
+    let planned = site.run(&["plan", "staging", "v2", "--json"]).exits(0).json();
+    assert_eq!(planned["unapplied_settings"], serde_json::json!(["hello"]));
+
     site.run(&["rollback", "staging"]).exits(0).says(&["v2", "-> v1", "DONE"]);
     site.runs("staging", &[("one/hello", V1), ("two/hello", V1)]);
     site.run(&["releases"]).exits(0).says(&["staging"]);
