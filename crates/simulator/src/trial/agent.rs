@@ -303,11 +303,11 @@ impl Trial<'_> {
                 };
                 self.note(task.host, task.service, LedgerEvent::Failed, release, generation);
             }
-            if verb == Verb::Migrate && task.phase == 2 {
+            if verb == Verb::Migrate && task.phase == 2 && blame == Blame::Passing {
+                self.check.migration_broken(task.service);
+            } else if verb == Verb::Migrate && task.phase == 2 {
                 self.check.migration_failed(task.service);
-                if blame != Blame::Passing
-                    && let Request::Migrate { release, .. } = task.request
-                {
+                if let Request::Migrate { release, .. } = task.request {
                     let generation = self.hosts[task.host].instances[task.service].ledger.generation;
                     let event = LedgerEvent::MigrationFailed;
                     self.note(task.host, task.service, event, Some(release), generation);

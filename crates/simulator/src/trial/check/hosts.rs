@@ -35,8 +35,10 @@ impl Trial<'_> {
             Some("beside another one")
         } else if database.done.contains(&release) {
             Some("a second time")
-        } else if database.broken.contains(&(release, rollout.clone())) {
+        } else if database.broken.contains(&release) {
             Some("again after an unknown end")
+        } else if database.failed.contains(&(release, rollout.clone())) {
+            Some("again after it failed in the same rollout")
         } else {
             None
         };

@@ -74,8 +74,10 @@ struct Database {
     done: BTreeSet<ReleaseId>,
     /// Releases whose migration ran, and those that ran before anything was rolled out.
     fits: BTreeSet<ReleaseId>,
-    /// Begun and not ended, by rollout.
-    broken: BTreeSet<(ReleaseId, RolloutId)>,
+    /// Broken off in the middle: nobody knows how far it came.
+    broken: BTreeSet<ReleaseId>,
+    /// Ended with an error, by rollout.
+    failed: BTreeSet<(ReleaseId, RolloutId)>,
 }
 
 impl Checker {
@@ -98,13 +100,13 @@ impl Checker {
 
     pub(super) fn migration_broken(&mut self, service: usize) {
         let database = &mut self.databases[service];
-        database.broken.extend(database.running.take());
+        database.broken.extend(database.running.take().map(|(release, _)| release));
     }
 
     /// It ended with an error, and says so: the operator may deploy it again.
     pub(super) fn migration_failed(&mut self, service: usize) {
         let database = &mut self.databases[service];
-        database.broken.extend(database.running.take());
+        database.failed.extend(database.running.take());
     }
 
     pub(super) fn migration_done(&mut self, service: usize) {

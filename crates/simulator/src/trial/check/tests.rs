@@ -347,6 +347,11 @@ fn what_happens_on_hosts() {
     sees("migration", "the migration of web runs again after an unknown end", |trial| {
         migrate(trial);
         trial.check.migration_broken(0);
+        trial.migration_begins(0, release(0, 2), &"later".parse().unwrap());
+    });
+    sees("migration", "the migration of web runs again after it failed in the same rollout", |trial| {
+        migrate(trial);
+        trial.check.migration_failed(0);
         migrate(trial);
     });
     let back = Scenario { direction: Direction::Back, ..scenario() };
