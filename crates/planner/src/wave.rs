@@ -105,8 +105,13 @@ fn work<'a>(
         return Work::Open;
     }
     let may_admit = !is_together || is_shared_out && members().all(is_ready);
-    let stands: Vec<(&Facts<'a>, Stand)> =
-        members().map(|facts| (facts, advance(view, facts, may_admit))).collect();
+    let stands: Vec<(&Facts<'a>, Stand)> = members()
+        .map(|facts| match advance(view, facts, may_admit) {
+            // A wave is not called proven by what a host that does not answer any more said last.
+            Stand::Complete if facts.unreachable.is_some() => (facts, out_of_reach(view, facts)),
+            stand => (facts, stand),
+        })
+        .collect();
     let incomplete: Vec<Instance> = stands
         .iter()
         .filter(|(_, stand)| !matches!(stand, Stand::Complete))

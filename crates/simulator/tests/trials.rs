@@ -282,3 +282,17 @@ fn a_migration_that_failed_is_not_run_again_when_it_is_asked_for_twice() {
         ..scenario(112_062, 2, &[web], &faults)
     });
 }
+
+#[test]
+fn no_wave_is_called_proven_by_what_a_silent_host_said_last() {
+    let faults = [
+        fault(4_174, 3_823, FaultKind::ProcessDies { host: 0, service: 0 }),
+        fault(4_997, 21_640, FaultKind::Messages { lost: 40, repeated: 30, late: 3_000 }),
+    ];
+    check(&Scenario {
+        strategy: Strategy::BlueGreen,
+        floor: Floor::Share(share(50)),
+        failure_budget: 2,
+        ..scenario(296_402, 2, &[migrating(&[0, 1], 0), service(&[0, 1], 1)], &faults)
+    });
+}

@@ -22,7 +22,7 @@ use super::site::stamp;
 use super::trial::{Event, Trial};
 
 /// How often the log is read, and balancers while a wait depends on them.
-const TICK_MS: Ms = 400;
+pub(super) const TICK_MS: Ms = 400;
 /// How long a look at a host may take.
 pub(super) const OBSERVE_TIMEOUT_MS: Ms = 3_000;
 /// How long a request that only touches the ledger may take.

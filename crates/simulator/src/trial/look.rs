@@ -9,12 +9,15 @@ use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{Observation, Unreachable, World};
 
 use super::agent::{Purpose, Request};
-use super::controller::{LEDGER_TIMEOUT_MS, OBSERVE_TIMEOUT_MS};
+use super::controller::{LEDGER_TIMEOUT_MS, OBSERVE_TIMEOUT_MS, TICK_MS};
+use super::scenario::Ms;
 use super::traffic::{BALANCER_TIMEOUT_MS, Command};
 use super::trial::{Event, Trial};
 
 /// Every how many ticks everything is looked at.
 const LOOK_TICKS: u64 = 5;
+/// The same as a duration.
+pub(super) const LOOK_INTERVAL_MS: Ms = TICK_MS * LOOK_TICKS;
 
 /// Every how many ticks claims are renewed: four times within their duration.
 const RENEW_TICKS: u64 = 12;

@@ -20,13 +20,18 @@ use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::{OperatorRequest, Plan};
 use greenlight_model::traffic::Admission;
 
+use super::controller::OBSERVE_TIMEOUT_MS;
+use super::look::LOOK_INTERVAL_MS;
 use super::scenario::{Ms, Scenario};
 use super::site::{Site, release};
 use super::trial::Trial;
 
-/// After so long a controller that looks must have seen what happened: the interval of looks, and the time-out of one
-/// that hangs, twice.
-const KNOWN_AFTER_MS: Ms = 10_000;
+/// After so long a controller that looks has seen what happened, or that the host does not answer: an answer that was given
+/// just before arrives as late as one is waited for, the next look begins an interval later, and that one hangs, or the
+/// action that was decided upon it does.
+const KNOWN_AFTER_MS: Ms = LOOK_INTERVAL_MS + 2 * OBSERVE_TIMEOUT_MS + SENT_WITHIN_MS;
+/// How long it may take from a decision until what was decided is there.
+const SENT_WITHIN_MS: Ms = 2_000;
 
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
