@@ -145,21 +145,16 @@ impl Judging {
 
     /// What a rollout is doing, as far as judging goes. `is_sharing` is whether traffic is being shared out right now.
     pub(crate) fn phase(rollout: &Rollout, is_sharing: bool) -> Phase {
-        let waves = &rollout.plan.waves;
-        let open = (0..waves.len()).find(|index| !rollout.waves_proven.contains_key(index));
-        let Some(wave) = open.filter(|index| !waves[*index].steps.is_empty()) else { return Phase::Between };
-        if rollout.is_turning_back() || is_sharing {
-            return Phase::Between;
-        }
-        let members = waves[wave].instances.iter().filter(|one| !rollout.left_out.contains_key(*one));
+        let Some(wave) = rollout.open_canary().filter(|_| !is_sharing) else { return Phase::Between };
+        let of_wave = &rollout.plan.waves[wave].instances;
+        let members = of_wave.iter().filter(|one| !rollout.left_out.contains_key(*one));
         let (mut admitted, mut touched) = (true, false);
         for member in members {
             admitted &= rollout.admitted_at.contains_key(member) && !rollout.drained_at.contains_key(member);
             touched |= rollout.touched.contains(member) || rollout.drained_at.contains_key(member);
         }
-        let step = rollout.canaries.get(&wave).map_or(0, |canary| canary.passed);
-        match waves[wave].steps.get(step) {
-            Some(what) if admitted => Phase::Judged { wave, step, what: *what },
+        match rollout.canary_step(wave) {
+            Some((step, what)) if admitted => Phase::Judged { wave, step, what },
             _ if touched => Phase::Between,
             _ => Phase::Before,
         }

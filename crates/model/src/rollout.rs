@@ -288,6 +288,23 @@ impl Rollout {
         matches!(self.course, Course::TurningBack { .. })
     }
 
+    /// The canary that is judged now, by the index of its wave: the first wave that is not proven, when it has shares of the
+    /// traffic to take and the rollout goes forward.
+    #[must_use]
+    pub fn open_canary(&self) -> Option<usize> {
+        let proven = &self.waves_proven;
+        let wave = (0..self.plan.waves.len()).find(|wave| !proven.contains_key(wave))?;
+        let is_canary = !self.plan.waves.get(wave)?.steps.is_empty();
+        (is_canary && !self.is_turning_back()).then_some(wave)
+    }
+
+    /// The step that a canary is at, and its index; none when all are over.
+    #[must_use]
+    pub fn canary_step(&self, wave: usize) -> Option<(usize, CanaryStep)> {
+        let passed = self.canaries.get(&wave).map_or(0, |canary| canary.passed);
+        Some((passed, *self.plan.waves.get(wave)?.steps.get(passed)?))
+    }
+
     /// How often this kind of action failed on this instance in its present direction.
     #[must_use]
     pub fn failures_of(&self, instance: &Instance, verb: Verb) -> usize {

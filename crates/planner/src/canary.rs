@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use greenlight_model::action::{Action, Verb};
-use greenlight_model::canary::{Answer, CanaryStep, Judgement, Judging, OnInconclusive, Until};
+use greenlight_model::canary::{Answer, Judgement, Judging, OnInconclusive, Until};
 use greenlight_model::decision::Wait;
 use greenlight_model::fleet::Strategy;
 use greenlight_model::id::{HostName, ReleaseId, ServiceName};
 use greenlight_model::quantity::{Percent, human_duration};
-use greenlight_model::rollout::{Note, Rollout};
+use greenlight_model::rollout::Note;
 use greenlight_model::traffic::{BalancerReport, weights};
 use greenlight_model::world::{Traffic, World};
 
@@ -38,20 +38,6 @@ pub(crate) enum Turn {
     Wait(Wait),
 }
 
-/// The wave that is judged now, by its index: the first that is not proven, when it has shares of the traffic to take.
-pub(crate) fn open(rollout: &Rollout) -> Option<usize> {
-    let proven = &rollout.waves_proven;
-    let index = (0..rollout.plan.waves.len()).find(|index| !proven.contains_key(index))?;
-    let is_canary = !rollout.plan.waves.get(index)?.steps.is_empty();
-    (is_canary && !rollout.is_turning_back()).then_some(index)
-}
-
-/// The step that a wave is at, by its index; none when all are over.
-pub(crate) fn step(rollout: &Rollout, wave: usize) -> Option<(usize, CanaryStep)> {
-    let passed = rollout.canaries.get(&wave).map_or(0, |canary| canary.passed);
-    Some((passed, *rollout.plan.waves.get(wave)?.steps.get(passed)?))
-}
-
 /// For each service with a canary the share that its canary is to have, where the balancers show something else; none where
 /// every server is to have its usual weight.
 pub(crate) fn shares<'a>(
@@ -63,7 +49,7 @@ pub(crate) fn shares<'a>(
     let with_steps = || rollout.plan.waves.iter().filter(|wave| !wave.steps.is_empty());
     let services: BTreeSet<&ServiceName> =
         with_steps().flat_map(|wave| wave.instances.iter().map(|instance| &instance.service)).collect();
-    let open = open(rollout);
+    let open = rollout.open_canary();
     let members = |service: &ServiceName| -> Vec<&Facts<'a>> {
         let places = open.and_then(|index| waves.get(index)).into_iter().flatten();
         places
@@ -73,7 +59,7 @@ pub(crate) fn shares<'a>(
     };
     let mut due = BTreeMap::new();
     for service in services {
-        let wanted = match open.and_then(|index| step(rollout, index)) {
+        let wanted = match open.and_then(|wave| rollout.canary_step(wave)) {
             None => None,
             Some((_, step)) => {
                 let members = members(service);
@@ -171,7 +157,7 @@ fn take(moves: &mut Moves, stand: Stand) {
 
 /// The canary was found to be worse: this wins over holds and waits.
 pub(crate) fn aborted(world: &World) -> Option<Note> {
-    let wave = open(&world.rollout)?;
+    let wave = world.rollout.open_canary()?;
     let judgement = world.judgement.as_ref().filter(|judgement| judgement.wave == wave)?;
     if judgement.answer != Answer::Abort {
         return None;
@@ -188,7 +174,7 @@ pub(crate) fn aborted(world: &World) -> Option<Note> {
 /// What follows for a wave whose members all have their share of the traffic. None when its last step is over.
 pub(crate) fn judge(view: &View<'_>, wave: usize) -> Option<Turn> {
     let rollout = view.rollout();
-    let (index, step) = step(rollout, wave)?;
+    let (index, step) = rollout.canary_step(wave)?;
     let passed = |why: String| Some(Turn::Note(Note::StepPassed { wave, step: index, why }));
     let progress = rollout.canaries.get(&wave);
     let admitted =

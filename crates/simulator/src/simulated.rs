@@ -93,16 +93,15 @@ impl<'f> SimulatedWorld<'f> {
     /// A canary has its share: it is found to be good enough after a while, unless it has been judged already.
     pub(crate) fn judge(&mut self) {
         let rollout = &self.world.rollout;
-        let waves = rollout.plan.waves.iter().enumerate();
-        let mut open = waves.filter(|(index, _)| !rollout.waves_proven.contains_key(index));
-        let Some((wave, found)) = open.next() else { return };
-        let step = rollout.canaries.get(&wave).map_or(0, |canary| canary.passed);
+        let Some(wave) = rollout.open_canary() else { return };
+        let Some((step, _)) = rollout.canary_step(wave) else { return };
         let is_judged = |judgement: &Judgement| judgement.wave == wave && judgement.step == step;
         let is_pending = self.pending.values().any(|event| matches!(event, Event::Judged(_)));
         if is_pending || self.world.judgement.as_ref().is_some_and(is_judged) {
             return;
         }
-        let services = found.instances.iter().map(|instance| instance.service.clone()).collect();
+        let services =
+            rollout.plan.waves[wave].instances.iter().map(|instance| instance.service.clone()).collect();
         let why = "it is taken to be as good as the rest".to_owned();
         self.after(
             estimate::VERDICT,
