@@ -115,7 +115,11 @@ impl Judging {
         let steps = plan.waves.iter().map(|wave| wave.steps.len()).max().filter(|steps| *steps > 0)?;
         let services: BTreeSet<&ServiceName> =
             environment.balancers.iter().map(|balancer| &balancer.service).collect();
-        let judged = services.into_iter().filter(|service| plan.targets.contains_key(*service));
+        // One that is on no host of the canary has nothing to be judged by.
+        let canaries = plan.waves.iter().filter(|wave| !wave.steps.is_empty());
+        let of_canaries: BTreeSet<&ServiceName> =
+            canaries.flat_map(|wave| &wave.instances).map(|instance| &instance.service).collect();
+        let judged = services.into_iter().filter(|service| of_canaries.contains(service));
         let court = || Court {
             judge: None,
             file: None,
@@ -144,18 +148,15 @@ impl Judging {
     }
 
     /// What a rollout is doing, as far as judging goes. `is_sharing` is whether traffic is being shared out right now.
-    pub(crate) fn phase(rollout: &Rollout, is_sharing: bool) -> Phase {
+    pub(crate) fn phase(&self, rollout: &Rollout, is_sharing: bool) -> Phase {
         let Some(wave) = rollout.open_canary().filter(|_| !is_sharing) else { return Phase::Between };
-        let of_wave = &rollout.plan.waves[wave].instances;
-        let members = of_wave.iter().filter(|one| !rollout.left_out.contains_key(*one));
-        let (mut admitted, mut touched) = (true, false);
-        for member in members {
-            admitted &= rollout.admitted_at.contains_key(member) && !rollout.drained_at.contains_key(member);
-            touched |= rollout.touched.contains(member) || rollout.drained_at.contains_key(member);
-        }
+        let is_let_in = rollout.is_let_in(wave, |service| self.courts.contains_key(service));
+        let mut members = rollout.plan.waves[wave].instances.iter();
+        let is_changed =
+            members.any(|one| rollout.touched.contains(one) || rollout.drained_at.contains_key(one));
         match rollout.canary_step(wave) {
-            Some((step, what)) if admitted => Phase::Judged { wave, step, what },
-            _ if touched => Phase::Between,
+            Some((step, what)) if is_let_in => Phase::Judged { wave, step, what },
+            _ if is_changed => Phase::Between,
             _ => Phase::Before,
         }
     }
@@ -243,7 +244,7 @@ pub fn kept_judgement(rollout: &Rollout, environment: &Environment, directory: &
         let file = File::open(path).ok()?;
         judging.courts.get_mut(&service)?.read_again(&file).ok()?;
     }
-    judging.judgement(&Judging::phase(rollout, false))
+    judging.judgement(&judging.phase(rollout, false))
 }
 
 /// What a judgement rests on. The answer itself is said by whoever acts on it.

@@ -355,10 +355,11 @@ fn share(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
     }
     canaries.iter().find_map(|host| {
         let canary = Instance::new(host.clone(), service.clone());
-        if !wave.instances.contains(&canary) || rollout.left_out.contains_key(&canary) {
+        if !wave.instances.contains(&canary) {
             return Some(format!("{canary} is not of the canary"));
         }
-        (!is_proven(world, &canary))
+        // One that was left out gets no more than the canary while it is on its way back.
+        (!rollout.left_out.contains_key(&canary) && !is_proven(world, &canary))
             .then(|| format!("{canary} does not prove its release, so it gets no share of the traffic"))
     })
 }

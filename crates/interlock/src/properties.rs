@@ -210,9 +210,10 @@ fn broken(world: &World, action: &Action) -> Vec<Rule> {
     if let Action::Share { canaries, share: Some(share), .. } = action {
         let is_open = !plan.waves[0].steps.is_empty() && !rollout.waves_proven.contains_key(&0);
         let due = [5, 50, 0][rollout.canaries.get(&0).map_or(0, |canary| canary.passed)];
-        let is_canary =
-            canaries.iter().all(|host| host.as_str() == "a") && !rollout.goes_back(&instance("a"));
-        refuse(Rule::Share, !is_open || !is_canary || share.get() > due || linked("a") != Some(NEW));
+        let is_canary = canaries.iter().all(|host| host.as_str() == "a") && !rollout.is_turning_back();
+        // One that was left out may go on with the canary's part until it is gone.
+        let is_proven = rollout.goes_back(&instance("a")) || linked("a") == Some(NEW);
+        refuse(Rule::Share, !is_open || !is_canary || share.get() > due || !is_proven);
     }
     if let Action::Prune { keep, .. } = action {
         let ledger = &seen.ledger;

@@ -532,6 +532,12 @@ fn rule_9_share() {
         world.rollout.canaries.entry(0).or_default().passed = 1;
     });
     refused(rule, "b/web is not of the canary", &share("b", 5), canary);
+    // One that was left out is on its way back, and gets no more than the canary meanwhile.
+    permitted(&share("a", 5), |world| {
+        canary(world);
+        world.rollout.left_out.insert(instance("a"), "it died".to_owned());
+        report(world, "a").linked = None;
+    });
     refused(
         rule,
         "a/web does not prove its release, so it gets no share of the traffic",

@@ -305,6 +305,21 @@ impl Rollout {
         Some((passed, *self.plan.waves.get(wave)?.steps.get(passed)?))
     }
 
+    /// Whether every member of a wave that is behind a balancer, left-out ones aside, was let in with its target, or had it
+    /// before and was left as it was.
+    #[must_use]
+    pub fn is_let_in(&self, wave: usize, is_balanced: impl Fn(&ServiceName) -> bool) -> bool {
+        let members = self.plan.waves.get(wave).into_iter().flat_map(|wave| &wave.instances);
+        let mut balanced =
+            members.filter(|one| is_balanced(&one.service) && !self.left_out.contains_key(*one));
+        balanced.all(|one| {
+            let had_it = self.plan.baseline.get(one).copied().flatten()
+                == self.plan.targets.get(&one.service).copied();
+            let was_let_in = self.admitted_at.contains_key(one) || had_it && !self.touched.contains(one);
+            was_let_in && !self.drained_at.contains_key(one)
+        })
+    }
+
     /// How often this kind of action failed on this instance in its present direction.
     #[must_use]
     pub fn failures_of(&self, instance: &Instance, verb: Verb) -> usize {

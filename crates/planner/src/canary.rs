@@ -46,28 +46,37 @@ pub(crate) fn shares<'a>(
     waves: &[Vec<usize>],
 ) -> BTreeMap<&'a ServiceName, Share> {
     let rollout = &world.rollout;
-    let with_steps = || rollout.plan.waves.iter().filter(|wave| !wave.steps.is_empty());
-    let services: BTreeSet<&ServiceName> =
-        with_steps().flat_map(|wave| wave.instances.iter().map(|instance| &instance.service)).collect();
+    let services = shared_services(world);
     let open = rollout.open_canary();
+    let canaries = || {
+        let of_canaries = rollout.plan.waves.iter().zip(waves).filter(|(wave, _)| !wave.steps.is_empty());
+        of_canaries.flat_map(|(_, places)| places).filter_map(|place| facts.get(*place))
+    };
     let members = |service: &ServiceName| -> Vec<&Facts<'a>> {
         let places = open.and_then(|index| waves.get(index)).into_iter().flatten();
-        places
-            .filter_map(|place| facts.get(*place))
-            .filter(|one| one.instance.service == *service && !one.is_left_out)
-            .collect()
+        let members = places.filter_map(|place| facts.get(*place));
+        members.filter(|one| one.instance.service == *service).collect()
     };
     let mut due = BTreeMap::new();
     for service in services {
         let wanted = match open.and_then(|wave| rollout.canary_step(wave)) {
+            // One that is to go back and is still there keeps its share until it gets no requests: it is never to get more.
+            None if rollout.is_turning_back()
+                && canaries().any(|one| one.instance.service == *service && stays_behind(one)) =>
+            {
+                continue;
+            }
             None => None,
             Some((_, step)) => {
                 let members = members(service);
+                let mut stay = members.iter().filter(|one| !one.is_left_out).peekable();
                 // Before its members are ready there is nothing to be shared out.
-                if members.is_empty() || !members.iter().all(|facts| is_ready(facts)) {
+                if stay.peek().is_none() || !stay.all(|facts| is_ready(facts)) {
                     continue;
                 }
-                Some((step.share, members.iter().map(|facts| facts.instance.host.clone()).collect()))
+                // One that was left out and is still there is no stable one.
+                let canaries = members.iter().filter(|one| !one.is_left_out || stays_behind(one));
+                Some((step.share, canaries.map(|facts| facts.instance.host.clone()).collect()))
             }
         };
         if !is_shared_out(world, service, wanted.as_ref()) {
@@ -76,6 +85,25 @@ pub(crate) fn shares<'a>(
         }
     }
     due
+}
+
+/// The services whose traffic is shared out by weights that are ours: those of the plan's canaries; and, when all waves are
+/// proven, every one where the environment has canaries: an earlier rollout that got stuck may have left one its share.
+fn shared_services(world: &World) -> BTreeSet<&ServiceName> {
+    let rollout = &world.rollout;
+    let plan = &rollout.plan;
+    let canaries = plan.waves.iter().filter(|wave| !wave.steps.is_empty()).flat_map(|wave| &wave.instances);
+    let of_plan = canaries.map(|instance| &instance.service);
+    let is_over = rollout.waves_proven.len() == plan.waves.len();
+    let has_canaries = matches!(world.environment.strategy, Strategy::Canary(_));
+    of_plan.chain(plan.targets.keys().filter(|_| is_over && has_canaries)).collect()
+}
+
+/// Whether a canary that is on its way back may still answer requests as what it was on trial with.
+fn stays_behind(facts: &Facts<'_>) -> bool {
+    let gets_requests = !matches!(facts.traffic, Traffic::None | Traffic::Known { admitted: false, .. });
+    let is_back = facts.release.is_some_and(|release| facts.runs(release));
+    facts.is_touched && gets_requests && !is_back
 }
 
 /// Whether every balancer of a service that can be read gives these hosts this share, or every server its usual weight.
@@ -104,9 +132,7 @@ fn is_shared_out(
 pub(crate) fn share_out(view: &View<'_>, moves: &mut Moves) -> Result<bool, String> {
     let mut is_done = true;
     let waves = &view.rollout().plan.waves;
-    let services = waves.iter().filter(|wave| !wave.steps.is_empty()).flat_map(|wave| &wave.instances);
-    let services: BTreeSet<&ServiceName> = services.map(|instance| &instance.service).collect();
-    for service in services {
+    for service in shared_services(view.world) {
         let of_service = || view.facts.iter().filter(|facts| facts.instance.service == *service);
         if let Some(unknown) = of_service().find(|facts| matches!(facts.traffic, Traffic::Unknown { .. })) {
             is_done = false;

@@ -155,7 +155,9 @@ fn impossible_floor(view: &View<'_>) -> BTreeSet<String> {
             if !of_service().any(must_leave) {
                 continue;
             }
-            let out = if wave.together { of_service().count() } else { 1 };
+            // A canary is let in together as well: when all of it has its share.
+            let is_together = wave.together || !wave.steps.is_empty();
+            let out = if is_together { of_service().count() } else { 1 };
             whys.extend(rooms.never_allows(service, out));
         }
     }

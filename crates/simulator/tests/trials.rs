@@ -7,11 +7,12 @@
 use std::time::Duration;
 
 use greenlight_model::action::{Blame, Verb};
+use greenlight_model::canary::{Canary, CanaryStep, Judging, OnInconclusive, Until};
 use greenlight_model::fleet::{BatchSize, Floor, OnFailure, Strategy};
 use greenlight_model::quantity::Percent;
 use greenlight_model::rollout::{Direction, OperatorRequest};
 use greenlight_model::traffic::Admission;
-use greenlight_simulator::trial::{Fault, FaultKind, Part, Scenario, ServiceShape, run};
+use greenlight_simulator::trial::{Badness, Fault, FaultKind, Part, Scenario, ServiceShape, run};
 
 /// Seeds that every test run goes through.
 const SEEDS: u64 = 400;
@@ -53,6 +54,8 @@ fn scenario(seed: u64, hosts: usize, services: &[ServiceShape], faults: &[Fault]
         only: Vec::new(),
         has_guard: false,
         starts_at_boot: true,
+        lends: true,
+        requests_needed: 4,
         faults: faults.to_vec(),
     }
 }
@@ -295,4 +298,79 @@ fn no_wave_is_called_proven_by_what_a_silent_host_said_last() {
         failure_budget: 2,
         ..scenario(296_402, 2, &[migrating(&[0, 1], 0), service(&[0, 1], 1)], &faults)
     });
+}
+
+fn canary_of(shares: &[u8], max_time_s: u64, on_inconclusive: OnInconclusive) -> Strategy {
+    let step = |percent: &u8| CanaryStep { share: share(*percent), until: Until::Pass };
+    Strategy::Canary(Canary {
+        hosts: BatchSize::Count(1),
+        batch: vec![BatchSize::Count(1)],
+        steps: shares.iter().map(step).collect(),
+        judging: Judging {
+            warmup: Duration::ZERO,
+            max_time: Duration::from_secs(max_time_s),
+            on_inconclusive,
+            false_aborts_per_mille: 10,
+            compare: Vec::new(),
+        },
+    })
+}
+
+fn bad_canary(percent: u8) -> Fault {
+    let how = Badness::AnswersWrongly(percent);
+    fault(0, 0, FaultKind::BadRelease { service: 0, release: 2, how, on: None })
+}
+
+#[test]
+fn a_canary_that_is_worse_and_cannot_be_taken_out_never_gets_more() {
+    let faults = [bad_canary(100), fault(11_406, 12_707, FaultKind::Crash { host: 1, keeps_disk: true })];
+    check(&Scenario {
+        strategy: canary_of(&[10, 60], 12, OnInconclusive::TurnBack),
+        lends: false,
+        ..scenario(285, 2, &[service(&[0, 1], 1)], &faults)
+    });
+}
+
+#[test]
+fn a_canary_that_was_left_out_gets_no_stable_part_when_it_returns() {
+    let faults = [
+        fault(8_503, 3_894, FaultKind::CutBalancer { balancer: 0 }),
+        fault(8_873, 11_416, FaultKind::CrashAtWrite { host: 0, keeps_new: false }),
+    ];
+    let Strategy::Canary(canary) = canary_of(&[20], 12, OnInconclusive::Ask) else { return };
+    check(&Scenario {
+        strategy: Strategy::Canary(Canary { hosts: BatchSize::Count(2), ..canary }),
+        failure_budget: 2,
+        floor: Floor::Count(0),
+        lends: false,
+        requests_needed: 8,
+        ..scenario(875, 4, &[service(&[0, 1, 2, 3], 1)], &faults)
+    });
+}
+
+#[test]
+fn a_canary_beside_a_service_without_a_balancer_gets_its_verdict() {
+    let worker = service(&[0, 1, 2], 0);
+    let scenario = Scenario {
+        strategy: canary_of(&[20], 30, OnInconclusive::Hold),
+        ..scenario(2748, 3, &[service(&[0, 1, 2], 1), worker], &[])
+    };
+    let report = run(&scenario, false);
+    assert_eq!(report.violation, None);
+    assert_eq!(report.outcomes.into_iter().collect::<Vec<_>>(), [("done", 1)]);
+}
+
+#[test]
+fn a_canary_that_answers_wrongly_is_turned_back_and_its_share_ended() {
+    for lends in [false, true] {
+        let faults = [bad_canary(100), kill(0, 6_000, 9, OperatorRequest::Resume)];
+        let scenario = Scenario {
+            strategy: canary_of(&[20, 50], 30, OnInconclusive::Hold),
+            lends,
+            ..scenario(1, 3, &[service(&[0, 1, 2], 2)], &faults)
+        };
+        let report = run(&scenario, false);
+        assert_eq!(report.violation, None, "{lends}");
+        assert_eq!(report.outcomes.into_iter().collect::<Vec<_>>(), [("turned back", 1)], "{lends}");
+    }
 }

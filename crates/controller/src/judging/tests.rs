@@ -125,7 +125,7 @@ impl Bench {
     }
 
     fn take(&mut self, counted: Counted) -> Option<Judgement> {
-        let phase = Judging::phase(&self.rollout, false);
+        let phase = self.judging.phase(&self.rollout, false);
         let canaries = BTreeSet::from(["a".parse().unwrap()]);
         self.judging.take(&web(), &[0], counted, &phase, &canaries).unwrap();
         self.judging.judgement(&phase)
@@ -212,13 +212,43 @@ fn a_controller_that_takes_over_judges_on() {
 #[test]
 fn nothing_counts_while_the_canary_is_changed_or_goes_back() {
     let mut rollout = rollout();
-    assert!(matches!(Judging::phase(&rollout, false), Phase::Judged { wave: 0, step: 0, .. }));
-    assert!(matches!(Judging::phase(&rollout, true), Phase::Between), "while traffic is shared out");
+    let directory = tempfile::tempdir().unwrap();
+    let judging = Judging::new(&rollout.plan, &environment(), directory.path()).unwrap();
+    assert!(matches!(judging.phase(&rollout, false), Phase::Judged { wave: 0, step: 0, .. }));
+    assert!(matches!(judging.phase(&rollout, true), Phase::Between), "while traffic is shared out");
     rollout.drained_at.insert(instance("a"), Timestamp::UNIX_EPOCH);
-    assert!(matches!(Judging::phase(&rollout, false), Phase::Between));
+    assert!(matches!(judging.phase(&rollout, false), Phase::Between));
     let before = Rollout::new(rollout.plan.clone(), Timestamp::UNIX_EPOCH);
-    assert!(matches!(Judging::phase(&before, false), Phase::Before));
+    assert!(matches!(judging.phase(&before, false), Phase::Before));
     rollout.drained_at.clear();
     rollout.waves_proven.insert(0, Timestamp::UNIX_EPOCH);
-    assert!(matches!(Judging::phase(&rollout, false), Phase::Between));
+    assert!(matches!(judging.phase(&rollout, false), Phase::Between));
+}
+
+#[test]
+fn what_gets_no_requests_at_the_canary_is_not_waited_for() {
+    let (worker, api): (ServiceName, ServiceName) = ("worker".parse().unwrap(), "api".parse().unwrap());
+    let mut rollout = rollout();
+    // On the canary's host also a service without a balancer, and on another host one with a balancer of its own.
+    let target = rollout.plan.targets[&web()];
+    rollout.plan.targets.extend([(worker.clone(), target), (api.clone(), target)]);
+    let host = |name: &str| name.parse::<HostName>().unwrap();
+    rollout.plan.waves[0].instances.insert(Instance::new(host("a"), worker));
+    rollout.plan.waves[1].instances.insert(Instance::new(host("b"), api.clone()));
+    let mut environment = environment();
+    let web_balancer = environment.balancers[0].clone();
+    environment.balancers.push(Balancer { service: api, ..web_balancer });
+    let directory = tempfile::tempdir().unwrap();
+    let judging = Judging::new(&rollout.plan, &environment, directory.path()).unwrap();
+    assert_eq!(judging.services().collect::<Vec<_>>(), [&web()]);
+    assert!(matches!(judging.phase(&rollout, false), Phase::Judged { wave: 0, step: 0, .. }));
+
+    // One that had the release before, and was left as it was, is judged as it is.
+    rollout.admitted_at.clear();
+    rollout.touched.clear();
+    assert!(matches!(judging.phase(&rollout, false), Phase::Before));
+    rollout.plan.baseline.insert(instance("a"), Some(target));
+    assert!(matches!(judging.phase(&rollout, false), Phase::Judged { wave: 0, step: 0, .. }));
+    rollout.touched.insert(instance("a"));
+    assert!(matches!(judging.phase(&rollout, false), Phase::Between), "it was started anew");
 }

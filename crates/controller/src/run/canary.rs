@@ -8,7 +8,7 @@ use greenlight_model::id::{HostName, ServiceName};
 
 use super::{Arrival, Controller, RunError};
 use crate::clock;
-use crate::judging::{Counted, Judging, Phase};
+use crate::judging::{Counted, Phase};
 use crate::perform::LEASE;
 
 /// Every how many ticks the balancers' counts are read.
@@ -62,9 +62,9 @@ impl Controller {
 
     fn canary_phase(&self) -> Phase {
         let is_sharing = self.in_flight.iter().any(|in_flight| in_flight.action.verb() == Verb::Share);
-        match self.log.history().rollouts.get(&self.rollout) {
-            Some(rollout) => Judging::phase(rollout, is_sharing),
-            None => Phase::Between,
+        match (&self.judging, self.log.history().rollouts.get(&self.rollout)) {
+            (Some(judging), Some(rollout)) => judging.phase(rollout, is_sharing),
+            _ => Phase::Between,
         }
     }
 

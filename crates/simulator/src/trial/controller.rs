@@ -16,6 +16,7 @@ use greenlight_model::world::{Gate, InFlight, Light, World};
 use greenlight_planner::decide;
 
 use super::agent::{Purpose, Request};
+use super::judging::Court;
 use super::perform::Job;
 use super::scenario::Ms;
 use super::site::stamp;
@@ -49,6 +50,8 @@ pub(super) struct Controller {
     pub(super) reading: Vec<Option<u32>>,
     pub(super) renewing: Vec<Vec<bool>>,
     pub(super) waits: Vec<Wait>,
+    /// What it has counted of the canary's present step.
+    pub(super) court: Option<Court>,
     pub(super) ticks: u64,
     /// How it will die.
     pub(super) doom: Option<Doom>,
@@ -105,6 +108,7 @@ impl Trial<'_> {
             reading: vec![None; self.balancers.len()],
             renewing: vec![vec![false; self.scenario.services.len()]; hosts],
             waits: Vec::new(),
+            court: None,
             ticks: 0,
             doom: None,
         });
@@ -138,6 +142,7 @@ impl Trial<'_> {
         self.controllers[index].ticks += 1;
         self.refresh(index);
         self.look(index);
+        self.count_canary(index);
         self.advance(index);
     }
 
@@ -167,6 +172,7 @@ impl Trial<'_> {
         set_gate(world, is_amber);
         let is_over = world.rollout.outcome.is_some();
         let decision = decide(world);
+        self.check_heeded(index, &decision);
         if is_over {
             swap_back(&mut self.controllers[index]);
             self.leaves(index, "the rollout has ended");

@@ -12,11 +12,13 @@
 //! Not in here: the bytes of releases, secrets, several record logs, and how an ssh connection breaks in detail.
 
 mod agent;
+mod canary;
 mod care;
 mod check;
 mod controller;
 mod faults;
 mod host;
+mod judging;
 mod ledger;
 mod log;
 mod look;

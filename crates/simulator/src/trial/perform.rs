@@ -82,7 +82,11 @@ impl Trial<'_> {
                     return self.finished(index, action, result, before, traffic);
                 };
                 let command = match (&job.step, &job.action) {
-                    (Step::Read(_), _) | (_, Action::Share { .. }) => Command::Read,
+                    (Step::Read(_), _) => Command::Read,
+                    (_, Action::Share { canaries, share, .. }) => {
+                        let hosts = canaries.iter().map(|host| self.site.host_places[host]).collect();
+                        Command::Share { hosts, share: *share }
+                    }
                     (_, Action::Drain { .. }) => Command::Set { host, admission: Admission::Drain },
                     _ => Command::Set { host, admission: Admission::Ready },
                 };

@@ -10,7 +10,7 @@ use greenlight_model::rollout::{Direction, OperatorRequest};
 use greenlight_model::traffic::Admission;
 
 use super::numbers::Numbers;
-use super::plot;
+use super::{canary, plot};
 
 /// A moment or a duration of the simulation, in milliseconds.
 pub type Ms = u64;
@@ -49,6 +49,11 @@ pub struct Scenario {
     pub has_guard: bool,
     /// A host that starts again starts its processes.
     pub starts_at_boot: bool,
+    /// Whether balancers lend a canary its share for a time, and it returns to stable when nobody renews it (as the built-in
+    /// router); else weights stay as they are set (as HAProxy's).
+    pub lends: bool,
+    /// How many requests to a canary a verdict takes.
+    pub requests_needed: u64,
     /// What goes wrong.
     pub faults: Vec<Fault>,
 }
@@ -288,6 +293,8 @@ pub enum Badness {
     UnderTraffic(u8),
     /// It never answers.
     NeverAnswers,
+    /// It lives, and of a hundred requests so many are answered wrongly.
+    AnswersWrongly(u8),
 }
 
 impl FaultKind {
@@ -369,6 +376,9 @@ impl FaultKind {
     }
 }
 
+/// Where the numbers begin that canaries are drawn from.
+const CANARY_NUMBERS: u64 = 0x00ca_0a51;
+
 /// Scenarios that get a plot beside what chance brings.
 const PLOTS_PERCENT: u64 = 12;
 
@@ -411,6 +421,8 @@ impl Scenario {
             },
             has_guard: numbers.chance(85),
             starts_at_boot: numbers.chance(70),
+            lends: false,
+            requests_needed: 0,
             faults: Vec::new(),
             services,
         };
@@ -427,6 +439,8 @@ impl Scenario {
         if numbers.chance(PLOTS_PERCENT) {
             plot::add(numbers, &mut scenario);
         }
+        // Numbers of their own: what the others are drawn from stays as it is.
+        canary::add(&mut Numbers::new(seed ^ CANARY_NUMBERS), &mut scenario);
         scenario.faults.sort_by_key(|fault| fault.at);
         scenario
     }

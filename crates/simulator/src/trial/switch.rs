@@ -404,7 +404,7 @@ impl Trial<'_> {
                 self.after(takes_ms, Event::ProcessAnswers { host, service, serial });
                 self.after(takes_ms + ms, Event::ProcessEnds { host, service, serial });
             }
-            Some(Badness::UnderTraffic(_)) | None => {
+            Some(Badness::UnderTraffic(_) | Badness::AnswersWrongly(_)) | None => {
                 self.after(takes_ms, Event::ProcessAnswers { host, service, serial });
             }
         }

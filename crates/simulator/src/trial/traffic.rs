@@ -1,11 +1,12 @@
 //! Balancers as they truly are, and the clients that send requests through them all the time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use greenlight_model::traffic::{Admission, BalancerReport, Server, ServerHealth};
+use greenlight_model::quantity::Percent;
+use greenlight_model::traffic::{Admission, BalancerReport, Server, ServerHealth, weights};
 
 use super::agent::{From, Purpose};
-use super::scenario::Ms;
+use super::scenario::{Badness, Ms};
 use super::trial::{Event, Trial};
 
 /// How often a balancer checks its servers.
@@ -14,12 +15,44 @@ pub(super) const HEALTH_INTERVAL_MS: Ms = 500;
 pub(super) const CLIENTS_INTERVAL_MS: Ms = 350;
 /// How long the controller waits for a balancer's answer.
 pub(super) const BALANCER_TIMEOUT_MS: Ms = 1_500;
+/// How long a canary's share is lent without being renewed.
+pub(super) const LEASE_MS: Ms = 4_000;
 
 pub(super) struct BalancerTruth {
     pub(super) service: usize,
     /// By host; none where the service does not run.
     pub(super) servers: Vec<Option<ServerTruth>>,
     turn: usize,
+    /// The share of the traffic that a canary was given last.
+    pub(super) lent: Option<Lent>,
+    /// By host, since it was started.
+    pub(super) counts: Vec<Counted>,
+    /// When it was started again last.
+    pub(super) restarted_at: Option<Ms>,
+    /// When nobody could see it last: out of reach, or no controller was there.
+    pub(super) unseen_at: Ms,
+}
+
+/// A canary's share at a balancer.
+#[derive(Debug, Clone)]
+pub(super) struct Lent {
+    pub(super) hosts: BTreeSet<usize>,
+    pub(super) share: Percent,
+    /// When it returns to stable; never where nothing is lent.
+    pub(super) until: Option<Ms>,
+}
+
+impl Lent {
+    pub(super) fn is_over(&self, now: Ms) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+}
+
+/// What a balancer counted for a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) requests: u64,
+    pub(super) errors: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -34,10 +67,22 @@ pub(super) struct ServerTruth {
 }
 
 /// What a balancer is asked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Command {
     Read,
-    Set { host: usize, admission: Admission },
+    Set {
+        host: usize,
+        admission: Admission,
+    },
+    /// Gives hosts a share of the traffic; without one all servers get their usual part.
+    Share {
+        hosts: BTreeSet<usize>,
+        share: Option<Percent>,
+    },
+    /// Asks what was counted, and lends for longer what is lent.
+    Count {
+        renews: bool,
+    },
 }
 
 impl BalancerTruth {
@@ -46,7 +91,8 @@ impl BalancerTruth {
         let server =
             ServerTruth { admission: Admission::Ready, health, sessions: 0, is_foreign: false, life: 0 };
         let servers = (0..hosts).map(|host| members.contains(&host).then_some(server)).collect();
-        Self { service, servers, turn: 0 }
+        let counts = vec![Counted::default(); hosts];
+        Self { service, servers, turn: 0, lent: None, counts, restarted_at: None, unseen_at: 0 }
     }
 
     /// Whether it sends requests to a host.
@@ -91,14 +137,35 @@ impl Trial<'_> {
     /// Clients send a request to each service through each of its balancers.
     pub(super) fn clients_send(&mut self) {
         for index in 0..self.balancers.len() {
-            let count = self.hosts.len();
-            let from = self.balancers[index].turn;
-            let chosen = (0..count)
-                .map(|step| (from + step) % count)
-                .find(|host| self.balancers[index].sends_to(*host));
-            let Some(host) = chosen else { continue };
+            let Some(host) = self.choose(index) else { continue };
             self.balancers[index].turn = host + 1;
             self.request(index, host);
+        }
+    }
+
+    /// The server that gets the next request.
+    fn choose(&mut self, index: usize) -> Option<usize> {
+        let now = self.now;
+        let percent = self.balancers[index].lent.as_ref().map(|lent| match lent.is_over(now) {
+            true => 0,
+            false => u64::from(lent.share.get()),
+        });
+        let wants_canary = percent.map(|percent| percent > 0 && self.numbers.chance(percent));
+        let balancer = &self.balancers[index];
+        let count = self.hosts.len();
+        let find = |is_wanted: &dyn Fn(usize) -> bool| {
+            let places = (0..count).map(|step| (balancer.turn + step) % count);
+            places.into_iter().find(|host| balancer.sends_to(*host) && is_wanted(*host))
+        };
+        let (Some(lent), Some(wants_canary)) = (&balancer.lent, wants_canary) else { return find(&|_| true) };
+        let is_canary = |host: usize| lent.hosts.contains(&host);
+        let canary = || find(&is_canary);
+        let stable = || find(&|host| !is_canary(host));
+        // A canary that cannot take a request is stood in for by stable; where nothing is lent, also the other way round.
+        match (wants_canary, lent.until) {
+            (true, _) => canary().or_else(stable),
+            (false, Some(_)) => stable(),
+            (false, None) => stable().or_else(canary),
         }
     }
 
@@ -106,13 +173,21 @@ impl Trial<'_> {
         let service = self.balancers[balancer].service;
         let is_up = self.hosts[host].is_up;
         self.requests += 1;
+        self.balancers[balancer].counts[host].requests += 1;
         let Some(process) = self.hosts[host].instances[service].process.filter(|one| is_up && one.is_ready)
         else {
             // Lost. That a process is never stopped while requests come is judged where it is stopped.
             self.requests_lost += 1;
+            self.balancers[balancer].counts[host].errors += 1;
             return;
         };
         self.check_answer(balancer, host, service, process.release);
+        self.check_share(balancer, host, process.release);
+        if let Some(Badness::AnswersWrongly(percent)) = self.badness(host, service, process.release)
+            && self.numbers.chance(u64::from(percent))
+        {
+            self.balancers[balancer].counts[host].errors += 1;
+        }
         if let Some(left) = process.requests_left {
             let serial = process.serial;
             match left.checked_sub(1) {
@@ -147,6 +222,11 @@ impl Trial<'_> {
         let result = match command {
             Command::Read => Ok(()),
             Command::Set { host, admission } => self.set(from, balancer, host, admission),
+            Command::Share { hosts, share } => {
+                self.share(from, balancer, hosts, share);
+                Ok(())
+            }
+            Command::Count { renews } => return self.count_for(from, balancer, renews),
         };
         let report = result.map(|()| self.balancer_report(balancer));
         let latency = self.latency(from.controller);
@@ -183,8 +263,36 @@ impl Trial<'_> {
         Ok(())
     }
 
+    fn share(&mut self, from: From, balancer: usize, hosts: BTreeSet<usize>, share: Option<Percent>) {
+        if let Some(share) = share {
+            self.check_lent(balancer, &hosts, share, from.began);
+        }
+        let until = self.scenario.lends.then_some(self.now + LEASE_MS);
+        self.say(|_| format!("balancer {balancer}: {share:?} for {hosts:?}"));
+        self.balancers[balancer].lent = share.map(|share| Lent { hosts, share, until });
+    }
+
+    /// Tells what was counted. What is lent is lent for longer, unless it has returned to stable.
+    fn count_for(&mut self, from: From, balancer: usize, renews: bool) {
+        let now = self.now;
+        let truth = &mut self.balancers[balancer];
+        if let Some(lent) = &mut truth.lent
+            && let Some(until) = &mut lent.until
+            && renews
+            && *until > now
+        {
+            *until = now + LEASE_MS;
+            self.check_renewed(balancer, from.began);
+        }
+        let counts = self.balancers[balancer].counts.clone();
+        let latency = self.latency(from.controller);
+        if !self.is_balancer_cut(balancer) && !self.is_lost() {
+            self.after(latency, Event::Counted { controller: from.controller, balancer, counts });
+        }
+    }
+
     pub(super) fn balancer_report(&self, balancer: usize) -> BalancerReport {
-        let servers: BTreeMap<_, _> = self.balancers[balancer]
+        let mut servers: BTreeMap<_, _> = self.balancers[balancer]
             .servers
             .iter()
             .enumerate()
@@ -194,6 +302,14 @@ impl Trial<'_> {
                 Some((self.site.hosts[host].clone(), server))
             })
             .collect();
+        if let Some(lent) = &self.balancers[balancer].lent {
+            let canaries = lent.hosts.iter().map(|host| self.site.hosts[*host].clone()).collect();
+            let weights = weights(&servers, &canaries, lent.share);
+            for (host, server) in &mut servers {
+                let is_over = lent.is_over(self.now) && canaries.contains(host);
+                server.weight = if is_over { 0 } else { weights.get(host).copied().unwrap_or(0) };
+            }
+        }
         BalancerReport::Servers(servers)
     }
 
@@ -217,6 +333,17 @@ impl Trial<'_> {
 
     pub(super) fn restart_balancer(&mut self, balancer: usize, has_state: bool) {
         let service = self.balancers[balancer].service;
+        let (now, hosts) = (self.now, self.hosts.len());
+        let truth = &mut self.balancers[balancer];
+        truth.restarted_at = Some(now);
+        truth.counts = vec![Counted::default(); hosts];
+        match &mut truth.lent {
+            // A lease is not kept: the canary gets nothing until somebody lends it something again.
+            Some(Lent { until: Some(until), .. }) => *until = now,
+            // Saved states have weights as well.
+            Some(_) if has_state => {}
+            lent => *lent = None,
+        }
         for host in 0..self.hosts.len() {
             let answers = self.hosts[host].is_up && self.hosts[host].instances[service].answers();
             let Some(server) = &mut self.balancers[balancer].servers[host] else { continue };

@@ -18,7 +18,7 @@ use super::host::{Host, InstanceTruth, ProcessTruth};
 use super::numbers::Numbers;
 use super::scenario::{FaultKind, Ms, Part, SAFETY_ENDS_MS, Scenario, Strike};
 use super::site::{Site, release, stamp};
-use super::traffic::{BalancerTruth, CLIENTS_INTERVAL_MS, Command, HEALTH_INTERVAL_MS};
+use super::traffic::{BalancerTruth, CLIENTS_INTERVAL_MS, Command, Counted, HEALTH_INTERVAL_MS};
 
 /// Steps after which a simulation is broken off: one that does so much in so little time goes round in circles.
 const EVENTS_MAX: u64 = 4_000_000;
@@ -66,6 +66,7 @@ pub(super) enum Event {
     BalancerCommanded { from: From, balancer: usize, command: Command },
     BalancerAnswered { from: From, balancer: usize, result: Result<Box<BalancerReport>, String> },
     BalancerTimedOut { controller: usize, balancer: usize, purpose: Purpose },
+    Counted { controller: usize, balancer: usize, counts: Vec<Counted> },
     Health,
     Clients,
     SessionEnds { balancer: usize, host: usize, life: u32 },
@@ -248,6 +249,7 @@ impl<'s> Trial<'s> {
                 let why = Err("it does not answer".to_owned());
                 self.balancer_answered(controller, balancer, purpose, why);
             }
+            Event::Counted { controller, balancer, counts } => self.counted(controller, balancer, &counts),
             Event::Health => {
                 self.check_health();
                 self.after(HEALTH_INTERVAL_MS, Event::Health);

@@ -187,6 +187,18 @@ fn a_share_that_was_changed_by_hand_or_has_lapsed_is_set_again() {
 }
 
 #[test]
+fn a_canary_that_the_floor_does_not_let_out_is_refused() {
+    let strategy = match canary(&[until_pass(10)], OnInconclusive::Hold) {
+        Strategy::Canary(canary) => Strategy::Canary(Canary { hosts: BatchSize::Count(2), ..canary }),
+        other => other,
+    };
+    let fleet = Fleet { strategy, floor: Floor::Count(2), ..fleet("web: a b c") };
+    let run = run(fleet.world(), Faults::default());
+    let Some(Outcome::Refused { why }) = run.outcome else { panic!("{:?}", run.outcome) };
+    assert!(why.contains("the strategy takes out 2 at once"), "{why}");
+}
+
+#[test]
 fn one_host_or_no_balancer_is_no_canary() {
     let steps = [until_pass(5)];
     let alone = fleet_of("web: a", &steps, OnInconclusive::Hold).world();

@@ -116,7 +116,7 @@ impl Trial<'_> {
         let is_out_of_reach = !self.hosts[host].is_up || self.is_cut(host, true) || self.is_cut(host, false);
         // Balancers are reached without the host. What was not switched still is what it was.
         let needs_host = match verb {
-            Verb::Drain => false,
+            Verb::Drain | Verb::Share => false,
             Verb::Admit => seen.touched.contains(instance),
             _ => true,
         };

@@ -8,6 +8,7 @@ mod begin;
 mod clients;
 mod end;
 mod hosts;
+mod share;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -70,6 +71,16 @@ pub(super) struct Seen {
     were_good: BTreeSet<Instance>,
     started: BTreeMap<Action, Ms>,
     failures: BTreeMap<(Instance, Verb), (usize, bool)>,
+    /// What each instance truly ran, where it ran anything.
+    ran_at_start: BTreeMap<Instance, ReleaseId>,
+    /// Of each canary, by its wave.
+    steps_passed: BTreeMap<usize, usize>,
+    /// When the present step of the canary began: the one before passed, or its hosts were let in.
+    step_began: Ms,
+    /// Answers of the canary to clients since then, by service.
+    canary_answers: BTreeMap<usize, u64>,
+    /// Steps for which a person was asked.
+    asked: BTreeSet<(usize, usize)>,
 }
 
 #[derive(Default)]
@@ -157,8 +168,12 @@ impl Trial<'_> {
             RecordBody::RolloutStarted { plan, .. } => self.started(plan),
             RecordBody::ActionStarted { rollout, action, .. } => self.action_started(rollout, action),
             RecordBody::ActionFinished { rollout, action, result, .. } => {
+                let now = self.now;
                 let Some(seen) = self.check.rollouts.get_mut(rollout) else { return };
                 let began = seen.started.remove(action);
+                if action.verb() == Verb::Admit && *result == ActionResult::Succeeded {
+                    seen.admitted(action.instance(), now);
+                }
                 let ActionResult::Failed { blame, .. } = result else {
                     if action.verb() == Verb::Activate {
                         seen.failures.remove(&(action.instance().clone(), Verb::Admit));
@@ -226,6 +241,18 @@ impl Trial<'_> {
             were_good,
             started: BTreeMap::new(),
             failures: BTreeMap::new(),
+            ran_at_start: plan
+                .baseline
+                .keys()
+                .filter_map(|instance| {
+                    let (host, service) = self.site.place(instance);
+                    Some((instance.clone(), self.hosts[host].instances[service].linked?))
+                })
+                .collect(),
+            steps_passed: BTreeMap::new(),
+            step_began: self.now,
+            canary_answers: BTreeMap::new(),
+            asked: BTreeSet::new(),
         };
         self.check.rollouts.insert(plan.id.clone(), seen);
     }

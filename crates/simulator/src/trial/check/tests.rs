@@ -17,6 +17,8 @@ use super::super::scenario::{Fault, FaultKind, Part, Scenario, ServiceShape};
 use super::super::site::{release, stamp};
 use super::super::trial::Trial;
 
+mod share;
+
 /// Four hosts behind one balancer, one after the other, of which two must serve; a migration comes first.
 fn scenario() -> Scenario {
     let service = ServiceShape {
@@ -41,6 +43,8 @@ fn scenario() -> Scenario {
         only: Vec::new(),
         has_guard: true,
         starts_at_boot: true,
+        lends: true,
+        requests_needed: 4,
         // One that never happens here: without any, nothing may fail.
         faults: vec![Fault { at: 50_000, lasts: 0, kind: FaultKind::Gate }],
     }

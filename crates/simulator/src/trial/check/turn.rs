@@ -31,6 +31,11 @@ impl Trial<'_> {
                         format!("wave {} is called proven, and {instance} is not", wave + 1)
                     });
                 }
+                let complaint =
+                    self.check.rollouts.get(rollout).and_then(|seen| self.judge_canary_proven(seen, *wave));
+                if let Some(what) = complaint {
+                    self.violation("verdict", |_| what);
+                }
                 if let Some(seen) = self.check.rollouts.get_mut(rollout) {
                     seen.waves_proven.insert(*wave, now);
                 }
@@ -60,8 +65,13 @@ impl Trial<'_> {
                 }
                 self.check_excuse("it turns back");
             }
-            // No fleet here has a canary.
-            Note::StepPassed { .. } | Note::Ask { .. } => {}
+            Note::StepPassed { wave, step, .. } => self.step_passed(rollout, *wave, *step),
+            Note::Ask { wave, step, .. } => {
+                if let Some(seen) = self.check.rollouts.get_mut(rollout) {
+                    seen.is_held = true;
+                    seen.asked.insert((*wave, *step));
+                }
+            }
             Note::Hold { why } => {
                 let begun = LedgerEvent::MigrationBegun;
                 let is_known_to_a_host = || {
@@ -100,7 +110,7 @@ impl Trial<'_> {
 
     /// Without any fault nothing fails.
     fn check_excuse(&mut self, what: &str) {
-        if self.scenario.faults.is_empty() {
+        if self.scenario.faults.is_empty() && !self.may_be_undecided() {
             self.violation("no fault", |_| format!("{what}, and nothing went wrong"));
         }
     }
