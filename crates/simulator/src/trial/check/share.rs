@@ -1,13 +1,13 @@
 //! What a canary gets of the traffic, and what that rests on.
 
+use std::collections::BTreeSet;
+
 use greenlight_model::canary::{Answer, OnInconclusive, Until};
 use greenlight_model::decision::{Decision, Outcome};
 use greenlight_model::fleet::Strategy;
 use greenlight_model::id::{Instance, ReleaseId, RolloutId};
 use greenlight_model::quantity::Percent;
 use greenlight_model::rollout::Note;
-
-use std::collections::BTreeSet;
 
 use super::super::scenario::{FaultKind, Ms};
 use super::super::trial::Trial;
