@@ -364,6 +364,13 @@ pub(crate) struct Router {
     /// The backends to begin with, as JSON.
     #[arg(long, value_name = "PATH")]
     pub(crate) state: Option<PathBuf>,
+    /// Speak TLS, HTTP/2 with clients that can, and show this certificate, with those behind it that lead to its root (PEM). When
+    /// the files change they are read anew.
+    #[arg(long, value_name = "PATH", requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's private key (PEM), which others than its owner and group must not be able to read.
+    #[arg(long, value_name = "PATH", requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Where the state is kept over a restart, and with it an alert that holds the canary. What is there is used instead
     /// of --state unless it is older.
     #[arg(long, value_name = "PATH")]

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::affinity::Affinity;
-use crate::balance::{Backend, EntrySpec, TableSpec};
+use crate::backend::Backend;
+use crate::balance::{EntrySpec, TableSpec};
 use crate::canary::{
     Alert, AlertRaised, CanaryChange, CanaryStatus, Enabling, Lease, Renewal, millis, validate_lease,
 };
@@ -29,10 +31,13 @@ use crate::routes::Routes;
 use crate::state::{
     BackendSpec, BackendState, Health, RouterSnapshot, RouterState, StateError, raised, validate_words,
 };
+use crate::tls::Certificate;
 use crate::worker::{WorkerCommand, WorkerCounts};
 
 /// Commands that wait; senders wait beyond that.
 pub(crate) const QUEUED_COMMANDS: usize = 16;
+/// How often is looked whether the files of the certificate are others.
+const CERTIFICATE_LOOKS: Duration = Duration::from_secs(1);
 
 /// What can be asked of a running router.
 #[derive(Debug)]
@@ -70,6 +75,7 @@ pub(crate) struct Authority {
     routes: Arc<Routes>,
     workers: Vec<WorkerLink>,
     setup: AuthoritySetup,
+    certificate: Option<Certificate>,
     /// Tells readers of counts that these are not those of the router before.
     instance: u64,
 }
@@ -79,6 +85,8 @@ pub(crate) struct Authority {
 pub(crate) struct AuthoritySetup {
     pub(crate) config: Arc<RouterConfig>,
     pub(crate) listen: SocketAddr,
+    /// Of the settings.
+    pub(crate) certificate: Option<Certificate>,
     pub(crate) lease: Arc<Lease>,
     pub(crate) started: Instant,
     pub(crate) log_lines_dropped: Arc<AtomicU64>,
@@ -112,7 +120,7 @@ impl Authority {
         first: RouterState,
         kept: Option<Kept>,
         workers: Vec<WorkerLink>,
-        setup: AuthoritySetup,
+        mut setup: AuthoritySetup,
     ) -> Result<Self, ControlError> {
         let mut authority = Self {
             state: RouterState::new(first.generation, Vec::new()),
@@ -120,6 +128,7 @@ impl Authority {
             members: Vec::new(),
             routes: Arc::default(),
             workers,
+            certificate: setup.certificate.take(),
             setup,
             instance: Random::seeded().next(),
         };
@@ -145,7 +154,16 @@ impl Authority {
         mut self,
         mut commands: mpsc::Receiver<Command>,
     ) -> Option<(u64, oneshot::Sender<u64>)> {
-        while let Some(command) = commands.recv().await {
+        let mut looks = interval(CERTIFICATE_LOOKS);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let command = tokio::select! {
+                command = commands.recv() => command?,
+                _ = looks.tick(), if self.certificate.is_some() => {
+                    self.look_at_certificate().await;
+                    continue;
+                }
+            };
             match command {
                 Command::Ask(request, reply) => {
                     let answer = self.answer(*request).await.unwrap_or_else(ControlAnswer::Error);
@@ -155,7 +173,34 @@ impl Authority {
                 Command::Stop(within, stopped) => return Some((self.stop(within).await, stopped)),
             }
         }
-        None
+    }
+
+    /// Shows a certificate that was renewed.
+    async fn look_at_certificate(&mut self) {
+        if self.certificate.as_mut().is_some_and(Certificate::look) {
+            // A worker that has ended is told to whoever gives the next command.
+            drop(self.bring_to_workers().await);
+        }
+    }
+
+    /// Reads the certificate that `next` is to be served with, when it is another one than now.
+    fn other_certificate(&self, next: &RouterState) -> Result<Option<Certificate>, StateError> {
+        let Some(present) = &self.certificate else {
+            return match &next.tls {
+                None => Ok(None),
+                Some(_) => Err(StateError::Wrong {
+                    problem: "this router was started without a certificate and does not speak TLS; start it with one \
+                              (--tls-certificate and --tls-key)"
+                        .to_owned(),
+                }),
+            };
+        };
+        let files = next.tls.as_ref().or(self.setup.config.tls.as_ref()).unwrap_or(present.files());
+        if files == present.files() {
+            return Ok(None);
+        }
+        let read = Certificate::read(files.clone());
+        read.map(Some).map_err(|error| StateError::Wrong { problem: error.to_string() })
     }
 
     async fn answer(&mut self, request: ControlRequest) -> Result<ControlAnswer, ControlError> {
@@ -268,6 +313,7 @@ impl Authority {
 
     /// Brings every worker to `next`, which is legal.
     async fn apply(&mut self, next: RouterState) -> Result<(), ControlError> {
+        let other_certificate = self.other_certificate(&next)?;
         let same_routes = self.state.routes == next.routes;
         if !same_routes {
             let routes = Routes::new(&next.routes).map_err(|problem| StateError::Wrong { problem })?;
@@ -288,6 +334,15 @@ impl Authority {
             self.members.push(member);
         }
         self.state = next;
+        if other_certificate.is_some() {
+            self.certificate = other_certificate;
+        }
+        self.bring_to_workers().await?;
+        self.keep()
+    }
+
+    /// Brings every worker to the present state.
+    async fn bring_to_workers(&self) -> Result<(), ControlError> {
         let entries = self.state.backends.iter().zip(&self.members).map(|(spec, member)| EntrySpec {
             backend: Arc::clone(&member.backend),
             state: spec.state,
@@ -305,6 +360,7 @@ impl Authority {
             passive: self.state.passive,
             maintenance: self.state.maintenance.clone(),
             pause: self.state.pause.clone(),
+            tls: self.certificate.as_ref().map(Certificate::config),
         });
         let mut waiting = Vec::new();
         for worker in &self.workers {
@@ -321,7 +377,7 @@ impl Authority {
                 )
             })?;
         }
-        self.keep()
+        Ok(())
     }
 
     /// Whether a release is the one on trial.
@@ -361,6 +417,8 @@ impl Authority {
             connections: sum(|counts| &counts.connections),
             unrouted: sum(|counts| &counts.unrouted),
             refused: sum(|counts| &counts.refused),
+            handshakes_failed: sum(|counts| &counts.handshakes_failed),
+            tls: self.certificate.as_ref().map(Certificate::status),
             log_lines_dropped: self.setup.log_lines_dropped.load(Relaxed),
             canary: self.state.canary.as_ref().map(|spec| CanaryStatus {
                 spec: spec.clone(),

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::tls::TlsFiles;
+
 /// Longest request head, in bytes; larger ones are answered with 431. Cookies of several services fit.
 pub const MAX_REQUEST_HEAD_BYTES: usize = 64 * 1024;
 /// Longest answer head, in bytes; a larger one is an error of the backend (502).
@@ -21,11 +23,22 @@ pub const LISTEN_BACKLOG: i32 = 1024;
 /// Most workers: beyond this the machine is not what the setting was made for.
 pub const MAX_WORKERS: usize = 256;
 
+/// Requests of one HTTP/2 connection at once; a browser's page asks for fewer.
+pub const MAX_HTTP_2_STREAMS: u32 = 128;
+/// Bytes of one request's body that a client may send over HTTP/2 before its backend has taken them.
+pub const HTTP_2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// The same over all requests of a connection.
+pub const HTTP_2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Bytes of one answer that wait here for an HTTP/2 client to take them.
+pub const HTTP_2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+
 /// Where a router listens and how it is run.
 #[derive(Debug, Clone)]
 pub struct RouterConfig {
     /// Where clients connect. Port 0 picks a free one.
     pub listen: SocketAddr,
+    /// The certificate that is shown to clients, which then speak TLS; in the clear without it. The state may name another one.
+    pub tls: Option<TlsFiles>,
     /// Threads, each with a listener of its own (`SO_REUSEPORT`). 0 means one per core.
     pub workers: usize,
     /// The control socket; its directory must exist. A stale file there is replaced, a live router is an error.
@@ -54,6 +67,7 @@ impl RouterConfig {
     pub fn new(listen: SocketAddr, control: PathBuf) -> Self {
         Self {
             listen,
+            tls: None,
             workers: 0,
             control,
             access_log: None,

@@ -24,7 +24,8 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::answer::{AnswerFault, AnswerHead, BodyDecoder, take_head};
-use crate::balance::{Entry, Slot};
+use crate::backend::Slot;
+use crate::balance::Entry;
 use crate::config::{MAX_INFORMATIONAL_ANSWERS, READ_BUFFER_BYTES};
 use crate::watch::Watch;
 use crate::worker::Worker;

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::answer::{AnswerFault, take_head};
-use crate::balance::Backend;
+use crate::backend::Backend;
 use crate::config::HealthSettings;
 use crate::state::Health;
 

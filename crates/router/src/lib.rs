@@ -1,4 +1,4 @@
-//! The built-in data plane: an HTTP/1.1 router in front of the releases.
+//! The built-in data plane: an HTTP router in front of the releases, HTTP/1.1 and HTTP/2, with TLS or in the clear.
 //!
 //! hyper's server in front, a lean HTTP/1 client of our own towards the backends, one single-threaded runtime per core
 //! with a listener of its own (`SO_REUSEPORT`) and connection pools without locks.
@@ -10,6 +10,9 @@
 //! - A request is sent a second time only when nothing of its body had been read, and it cannot have been processed (the
 //!   connection could not be opened, or an idle one was closed under it before a byte of an answer) or is idempotent. A
 //!   backend that fails with an idempotent request in its hands costs one more attempt at another, not two.
+//! - With a certificate every connection is TLS (1.2, 1.3; rustls), and speaks HTTP/2 where the client can. A renewed certificate
+//!   is shown without a restart; one that does not fit its key never is (see `tls`). Over HTTP/2 each stream is a request of its
+//!   own: chosen, counted, drained, timed out and reset alone; GOAWAY goes out when the router stops.
 //! - Requests whose framing two servers could read differently are refused with 400, and the connection is closed.
 //! - Bodies stream both ways with backpressure. Every queue, size and wait has a limit.
 //! - A canary's share is a ceiling and a lease; an alert takes it back on every core before it is acknowledged, until a
@@ -19,7 +22,7 @@
 //! - The access log never holds a request back, and holds neither queries nor headers but the request id.
 //!
 //! # What it does not do
-//! - No TLS and no HTTP/2 yet. Trailers and informational answers (1xx) end here. `Expect: 100-continue` is answered
+//! - HTTP/2 only with TLS, and only in front: backends are spoken to in HTTP/1.1 and in the clear. Trailers and informational answers (1xx) end here. `Expect: 100-continue` is answered
 //!   here. Upgrades are passed on for WebSocket only; any other `Upgrade` line is dropped and the request is an ordinary
 //!   one.
 //! - A client that closes its sending side is taken to have gone away.
@@ -39,18 +42,20 @@
 //!    backends run the release or are about to, [`RouterClient::conclude`].
 //!
 //! # Where to start reading
-//! [`Router::start`] in `router`, then `authority` (the state), `worker` (a core), `proxy` (a request), `exchange` (a
-//! request at a backend), `wire` (what is refused).
+//! [`Router::start`] in `router`, then `authority` (the state), `worker` (a core), `connection` (a client), `proxy` (a
+//! request), `exchange` (a request at a backend), `wire` (what is refused).
 
 mod access_log;
 mod affinity;
 mod answer;
 mod authority;
+mod backend;
 mod balance;
 mod body;
 mod canary;
 mod client;
 mod config;
+mod connection;
 mod control;
 mod counts;
 mod exchange;
@@ -68,6 +73,7 @@ mod routes;
 mod standing;
 mod state;
 mod tally;
+mod tls;
 mod watch;
 mod wire;
 mod worker;
@@ -79,7 +85,8 @@ pub use canary::{
 };
 pub use client::{RouterClient, RouterClientError};
 pub use config::{
-    HealthSettings, LISTEN_BACKLOG, Limits, MAX_ANSWER_HEAD_BYTES, MAX_ATTEMPTS, MAX_HEADERS,
+    HTTP_2_CONNECTION_WINDOW_BYTES, HTTP_2_SEND_BUFFER_BYTES, HTTP_2_STREAM_WINDOW_BYTES, HealthSettings,
+    LISTEN_BACKLOG, Limits, MAX_ANSWER_HEAD_BYTES, MAX_ATTEMPTS, MAX_HEADERS, MAX_HTTP_2_STREAMS,
     MAX_INFORMATIONAL_ANSWERS, MAX_REQUEST_HEAD_BYTES, MAX_WORKERS, READ_BUFFER_BYTES, RouterConfig,
 };
 pub use counts::{
@@ -94,4 +101,5 @@ pub use state::{
     MAX_HEALTH_PATH_BYTES, MAX_NAME_BYTES, MAX_OUT_MS, MAX_RELEASE_BYTES, MAX_SLOW_START_MS, MAX_WEIGHT,
     PassiveHealth, RouterSnapshot, RouterState, StateError,
 };
+pub use tls::{MAX_PEM_BYTES, TlsError, TlsFiles, TlsStatus};
 pub use wire::findings as wire_findings;

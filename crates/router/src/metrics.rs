@@ -102,6 +102,12 @@ fn text(snapshot: &RouterSnapshot, counts: &RouterCounts) -> String {
         ("unrouted_total", "counter", "Requests that no backend could take.", snapshot.unrouted),
         ("refused_total", "counter", "Requests that were not safe to forward.", snapshot.refused),
         (
+            "handshakes_failed_total",
+            "counter",
+            "Connections that ended before TLS was agreed on.",
+            snapshot.handshakes_failed,
+        ),
+        (
             "log_lines_dropped_total",
             "counter",
             "Access log lines that were lost.",

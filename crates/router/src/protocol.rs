@@ -217,6 +217,8 @@ mod tests {
             connections: u64::MAX,
             unrouted: u64::MAX,
             refused: u64::MAX,
+            handshakes_failed: u64::MAX,
+            tls: None,
             log_lines_dropped: u64::MAX,
             canary: Some(CanaryStatus {
                 spec: CanarySpec {

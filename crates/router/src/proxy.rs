@@ -35,14 +35,17 @@ const DISCARD_BYTES: usize = 64 * 1024;
 /// When a client may ask again after a 503, in seconds: a check interval.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// What the requests of one client connection have in common.
+/// What the requests of one HTTP/1 connection have in common. Over HTTP/2 each request has one of its own.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) worker: Rc<Worker>,
     pub(crate) watch: Rc<Watch>,
-    pub(crate) findings: Rc<Findings>,
+    /// What was found in the bytes of an HTTP/1 connection. HTTP/2 has none: its frames leave no doubt where a request ends.
+    pub(crate) findings: Option<Rc<Findings>>,
     /// The client's address as text.
-    pub(crate) peer: String,
+    pub(crate) peer: Rc<str>,
+    /// Whether the client speaks TLS.
+    pub(crate) is_tls: bool,
     /// Set when an answer of 101 was given.
     pub(crate) tunnel: RefCell<Option<Tunnel>>,
 }
@@ -58,7 +61,7 @@ pub(crate) struct Tunnel {
 }
 
 /// Answers one request.
-pub(crate) async fn serve(
+pub(crate) async fn answer(
     client: Rc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
@@ -70,11 +73,11 @@ pub(crate) async fn serve(
     });
     let record = Record::begin(worker, &client.watch, &parts.method, &parts.uri, request_id);
     let limit = worker.limits.max_body_bytes;
-    let checked = client
-        .findings
-        .next()
+    let findings = client.findings.as_deref();
+    let checked = findings
+        .map_or(Ok(()), Findings::next)
         .map_err(Refusal::from)
-        .and_then(|()| check(&parts, &body, &client.findings, limit));
+        .and_then(|()| check(&parts, &body, findings, client.is_tls, limit));
     let answer = match checked {
         Ok(checked) => {
             let body = match checked.framing {
@@ -156,7 +159,8 @@ async fn route(
             let mut head = worker.head_buffer.borrow_mut();
             head.clear();
             let trusted = worker.trust_forwarded;
-            let origin = Origin { peer: &client.peer, trusted, id: &record.request_id };
+            let (peer, is_tls) = (&*client.peer, client.is_tls);
+            let origin = Origin { peer, is_tls, trusted, id: &record.request_id };
             write_head(&mut head, parts, checked, &origin, entry.backend.address);
             Exchange::begin(stream, reused, session, &head, body.take())
         };

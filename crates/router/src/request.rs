@@ -7,6 +7,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, Version};
 
+use crate::config::MAX_HEADERS;
 use crate::headers::{is_hop_by_hop, named_by_connection};
 use crate::wire::{Findings, HeadFault};
 
@@ -29,6 +30,8 @@ pub(crate) enum Refusal {
     Expectation,
     #[error("the body is longer than {limit} bytes")]
     BodyTooLong { limit: u64 },
+    #[error("more than {MAX_HEADERS} header lines")]
+    TooManyHeaders,
 }
 
 impl Refusal {
@@ -38,6 +41,7 @@ impl Refusal {
             Self::Connect => StatusCode::NOT_IMPLEMENTED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::BodyTooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
     }
 }
@@ -58,17 +62,21 @@ pub(crate) struct Checked {
     pub(crate) upgrading: bool,
 }
 
-/// Checks what the parser and the wire check let through.
+/// Checks what the parser and, for HTTP/1, the wire check let through.
 pub(crate) fn check(
     parts: &Parts,
     body: &Incoming,
-    findings: &Findings,
+    findings: Option<&Findings>,
+    is_tls: bool,
     max_body_bytes: u64,
 ) -> Result<Checked, Refusal> {
     if parts.method == Method::CONNECT {
         return Err(Refusal::Connect);
     }
-    check_target(parts)?;
+    if parts.headers.len() > MAX_HEADERS {
+        return Err(Refusal::TooManyHeaders);
+    }
+    check_target(parts, is_tls)?;
     for token in connection_tokens(&parts.headers) {
         let framing = ["content-length", "transfer-encoding", "host"];
         if framing.iter().any(|name| token.eq_ignore_ascii_case(name.as_bytes())) {
@@ -90,35 +98,46 @@ pub(crate) fn check(
         None => Framing::Chunked,
     };
     let upgrading = wants_websocket(parts);
-    if upgrading && (framing != Framing::None || !findings.nothing_behind()) {
+    if upgrading && (framing != Framing::None || !findings.is_some_and(Findings::nothing_behind)) {
         return Err(HeadFault::BytesBehindUpgrade.into());
     }
     Ok(Checked { framing, upgrading })
 }
 
-fn check_target(parts: &Parts) -> Result<(), HeadFault> {
-    let host = parts.headers.get(header::HOST).map(HeaderValue::as_bytes);
-    if let Some(host) = host
-        && !is_host(host)
-    {
-        return Err(HeadFault::BadHost);
+fn check_target(parts: &Parts, is_tls: bool) -> Result<(), HeadFault> {
+    let is_http_2 = parts.version == Version::HTTP_2;
+    let mut hosts = parts.headers.get_all(header::HOST).into_iter().map(HeaderValue::as_bytes);
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(HeadFault::RepeatedHost);
     }
     let uri = &parts.uri;
     if let Some(authority) = uri.authority() {
-        // Absolute form: both names must be one, or two servers could choose differently.
+        // Absolute form, or HTTP/2: both names must be one, or two servers could choose differently.
         let same = host.is_none_or(|host| host.eq_ignore_ascii_case(authority.as_str().as_bytes()));
         if !same {
             return Err(HeadFault::OtherAuthority);
         }
-        if uri.scheme_str() != Some("http") {
+        if uri.scheme_str() != Some(if is_tls { "https" } else { "http" }) {
             return Err(HeadFault::BadTarget);
         }
+    }
+    match host_of(parts) {
+        Some(host) if !is_host(host) => return Err(HeadFault::BadHost),
+        None if is_http_2 => return Err(HeadFault::MissingHost),
+        _ => {}
     }
     match uri.path_and_query().map(|target| target.as_str()) {
         Some(target) if target.starts_with('/') => Ok(()),
         Some("*") if parts.method == Method::OPTIONS => Ok(()),
         _ => Err(HeadFault::BadTarget),
     }
+}
+
+/// Whom a request is for: HTTP/2 says it in `:authority`, the absolute form in the target, all else in `Host`.
+fn host_of(parts: &Parts) -> Option<&[u8]> {
+    let host = parts.headers.get(header::HOST).map(HeaderValue::as_bytes);
+    host.or_else(|| parts.uri.authority().map(|authority| authority.as_str().as_bytes()))
 }
 
 /// A name, an IPv4 address or a bracketed IPv6 address, with or without a port.
@@ -223,6 +242,8 @@ impl RequestId {
 pub(crate) struct Origin<'a> {
     /// The client's address as text.
     pub(crate) peer: &'a str,
+    /// Whether the client speaks TLS.
+    pub(crate) is_tls: bool,
     /// Whether the client's own `X-Forwarded-*` lines are believed.
     pub(crate) trusted: bool,
     pub(crate) id: &'a RequestId,
@@ -240,8 +261,9 @@ pub(crate) fn write_head(
     put(out, &[parts.method.as_str().as_bytes(), b" "]);
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     put(out, &[target.as_bytes(), b" HTTP/1.1\r\nhost: "]);
-    match headers.get(header::HOST) {
-        Some(host) => out.extend_from_slice(host.as_bytes()),
+    let host = host_of(parts);
+    match host {
+        Some(host) => out.extend_from_slice(host),
         // An HTTP/1.0 request may lack it; an HTTP/1.1 request may not.
         None => out.extend_from_slice(address.to_string().as_bytes()),
     }
@@ -252,6 +274,7 @@ pub(crate) fn write_head(
             put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
         }
     }
+    put_cookies(out, headers);
     match checked.framing {
         Framing::None => {}
         Framing::Length(length) => put(out, &[b"content-length: ", length.to_string().as_bytes(), b"\r\n"]),
@@ -265,12 +288,13 @@ pub(crate) fn write_head(
     }
     put(out, &[origin.peer.as_bytes(), b"\r\n"]);
     if !(origin.trusted && headers.contains_key(FORWARDED_PROTO)) {
-        out.extend_from_slice(b"x-forwarded-proto: http\r\n");
+        let scheme: &[u8] = if origin.is_tls { b"https" } else { b"http" };
+        put(out, &[b"x-forwarded-proto: ", scheme, b"\r\n"]);
     }
     if !(origin.trusted && headers.contains_key(FORWARDED_HOST))
-        && let Some(host) = headers.get(header::HOST)
+        && let Some(host) = host
     {
-        put(out, &[b"x-forwarded-host: ", host.as_bytes(), b"\r\n"]);
+        put(out, &[b"x-forwarded-host: ", host, b"\r\n"]);
     }
     put(out, &[b"x-request-id: ", origin.id.as_bytes(), b"\r\n"]);
     if checked.upgrading {
@@ -279,10 +303,22 @@ pub(crate) fn write_head(
     out.extend_from_slice(b"\r\n");
 }
 
+/// One line, as HTTP/1 wants it: HTTP/2 clients send a line for each cookie (RFC 9113, section 8.2.3).
+fn put_cookies(out: &mut Vec<u8>, headers: &HeaderMap) {
+    let mut before: &[u8] = b"cookie: ";
+    for value in headers.get_all(header::COOKIE) {
+        put(out, &[before, value.as_bytes()]);
+        before = b"; ";
+    }
+    if before == b"; " {
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
 /// Lines that are written anew, answered here, or could be forged are left out.
 fn is_passed_on(name: &HeaderName, trusted: bool) -> bool {
     match *name {
-        header::HOST | header::CONTENT_LENGTH | header::EXPECT => false,
+        header::HOST | header::CONTENT_LENGTH | header::EXPECT | header::COOKIE => false,
         header::FORWARDED => trusted,
         _ => match name.as_str() {
             REQUEST_ID | FORWARDED_FOR => false,
@@ -315,7 +351,7 @@ mod tests {
     fn written(parts: &Parts, checked: Checked, trusted: bool) -> String {
         let id = RequestId::choose(&parts.headers, || 0xab);
         let mut out = Vec::new();
-        let origin = Origin { peer: "192.0.2.1", trusted, id: &id };
+        let origin = Origin { peer: "192.0.2.1", is_tls: false, trusted, id: &id };
         write_head(&mut out, parts, checked, &origin, "127.0.0.1:7071".parse().unwrap());
         String::from_utf8(out).unwrap()
     }
@@ -392,7 +428,7 @@ mod tests {
             ("*", "a", Err(HeadFault::BadTarget)),
         ];
         for (target, host, expected) in cases {
-            assert_eq!(check_target(&parts(target, &[("host", host)])), expected, "{target}");
+            assert_eq!(check_target(&parts(target, &[("host", host)]), false), expected, "{target}");
         }
     }
 }

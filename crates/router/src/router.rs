@@ -20,6 +20,7 @@ use crate::keep::Kept;
 use crate::metrics;
 use crate::protocol::{ControlAnswer, ControlError, ControlRequest, Nothing};
 use crate::state::{BackendChange, RouterSnapshot, RouterState, StateError};
+use crate::tls::{Certificate, TlsError};
 use crate::worker::{self, WorkerCounts, WorkerSetup};
 
 /// Commands that wait for one worker. The authority sends one at a time.
@@ -66,6 +67,9 @@ pub enum RouterError {
         /// What is wrong.
         source: io::Error,
     },
+    /// The certificate for TLS.
+    #[error("cannot speak TLS: {0}")]
+    Tls(#[from] TlsError),
     /// A thread or its runtime.
     #[error("cannot start a thread of the router: {source}")]
     Thread {
@@ -126,6 +130,7 @@ impl Router {
             }
             None => None,
         };
+        let certificate = config.tls.clone().map(Certificate::read).transpose()?;
         let config = Arc::new(config);
         let (lease, started) = (Arc::new(Lease::default()), Instant::now());
         let thread = |source| RouterError::Thread { source };
@@ -167,7 +172,14 @@ impl Router {
         threads.extend(log_thread);
         let (commands, received) = mpsc::channel(QUEUED_COMMANDS);
         let (alive, gone) = oneshot::channel();
-        let setup = AuthoritySetup { config, listen: local_addr, lease, started, log_lines_dropped: dropped };
+        let setup = AuthoritySetup {
+            config,
+            listen: local_addr,
+            certificate,
+            lease,
+            started,
+            log_lines_dropped: dropped,
+        };
         let dispatcher = Dispatcher {
             state,
             kept,

@@ -12,6 +12,7 @@ use crate::canary::{
 };
 use crate::routes::Routes;
 use crate::standing::{MaintenancePage, Pause};
+use crate::tls::{TlsFiles, TlsStatus};
 
 /// More backends than this in one state are refused: a choice walks over all of them.
 pub const MAX_BACKENDS: usize = 1024;
@@ -65,6 +66,10 @@ pub struct RouterState {
     /// Lets requests wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<Pause>,
+    /// The certificate to show in place of the one that the router was started with. Only where it was started with one: what
+    /// speaks TLS goes on to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
 }
 
 /// When a backend is left out because of what it answers to clients. Never the last one: when all are left out, all take
@@ -167,6 +172,12 @@ pub struct RouterSnapshot {
     pub unrouted: u64,
     /// Requests refused because their framing or head was not safe to forward.
     pub refused: u64,
+    /// Connections that ended before TLS was agreed on.
+    #[serde(default)]
+    pub handshakes_failed: u64,
+    /// The certificate that clients are shown, where they speak TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsStatus>,
     /// Access log lines that were dropped because the file was slower than the traffic, or could not be written.
     pub log_lines_dropped: u64,
     /// The release on trial, with the share that is in force.
@@ -287,6 +298,7 @@ impl RouterState {
             passive: None,
             maintenance: None,
             pause: None,
+            tls: None,
         }
     }
 

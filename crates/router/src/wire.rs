@@ -16,9 +16,9 @@ use std::{cell::Cell, cell::RefCell, io};
 
 use memchr::memchr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::config::MAX_REQUEST_HEAD_BYTES;
+use crate::tls::Transport;
 use crate::watch::Watch;
 
 /// What is wrong with a request head. Its text goes to the client.
@@ -313,14 +313,14 @@ pub(crate) fn chunk_size(line: &[u8]) -> Option<u64> {
 
 /// A client's connection whose bytes are followed on their way to the parser.
 pub(crate) struct CheckedStream {
-    stream: TcpStream,
+    stream: Transport,
     check: WireCheck,
     findings: Rc<Findings>,
     watch: Rc<Watch>,
 }
 
 impl CheckedStream {
-    pub(crate) fn new(stream: TcpStream, watch: Rc<Watch>) -> (Self, Rc<Findings>) {
+    pub(crate) fn new(stream: Transport, watch: Rc<Watch>) -> (Self, Rc<Findings>) {
         let findings = Rc::new(Findings::default());
         findings.at_rest.set(true);
         (Self { stream, check: WireCheck::new(), findings: Rc::clone(&findings), watch }, findings)

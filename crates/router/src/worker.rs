@@ -2,22 +2,16 @@
 //! request needs without a lock.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::net::TcpListener as BoundListener;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use hyper::http::request::Parts;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -25,22 +19,15 @@ use crate::access_log::{LogSender, WorkerLog};
 use crate::affinity::Wish;
 use crate::balance::{Entry, Reason, Table, TableSpec};
 use crate::canary::Lease;
-use crate::config::{Limits, MAX_REQUEST_HEAD_BYTES, RouterConfig};
+use crate::config::{Limits, RouterConfig};
+use crate::connection::serve;
 use crate::counts::CountRow;
-use crate::proxy::{Client, Tunnel, serve};
 use crate::random::Random;
 use crate::standing::MaintenancePage;
-use crate::watch::{Clock, Phase, TICK, Watch, Watches};
-use crate::wire::CheckedStream;
+use crate::watch::{Clock, TICK, Watch, Watches};
 
 /// How long accepting pauses when the process is out of descriptors: nothing signals that one is free again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// After an answer that ends the connection while the client still sends, this much is read and thrown away, so that
-/// the answer is not lost to a reset.
-const LINGER_BYTES: usize = 1024 * 1024;
-/// And for this long.
-const LINGER: Duration = Duration::from_secs(1);
-
 /// What a worker is told.
 #[derive(Debug)]
 pub(crate) enum WorkerCommand {
@@ -59,6 +46,7 @@ pub(crate) struct WorkerCounts {
     pub(crate) connections: AtomicU64,
     pub(crate) unrouted: AtomicU64,
     pub(crate) refused: AtomicU64,
+    pub(crate) handshakes_failed: AtomicU64,
 }
 
 /// What a worker is made of.
@@ -161,6 +149,22 @@ impl Worker {
         let ended = timeout(Duration::from_millis(pause.max_wait_ms), over).await.is_ok();
         drop(waiting);
         ended
+    }
+
+    /// What connections that begin now are shown, if they are to be encrypted.
+    pub(crate) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.spec.borrow().as_ref().and_then(|spec| spec.tls.clone())
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// A deadline that is looked at with every tick.
+    pub(crate) fn watch(&self) -> Rc<Watch> {
+        let watch = Rc::new(Watch::new(Rc::clone(&self.clock), Rc::clone(&self.limits)));
+        self.watches.add(&watch);
+        watch
     }
 
     fn apply(&self, spec: Arc<TableSpec>) {
@@ -299,7 +303,7 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener) {
                 let open = OpenConnection::new(&worker);
                 let peer = peer.ip().to_canonical().to_string();
                 tokio::task::spawn_local(async move {
-                    connection(&open.worker, stream, peer).await;
+                    serve(&open.worker, stream, peer).await;
                 });
             }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
@@ -326,94 +330,4 @@ impl Drop for OpenConnection {
         self.worker.counts.connections.fetch_sub(1, Relaxed);
         self.worker.closed_one.notify_one();
     }
-}
-
-/// Serves one client connection to its end.
-async fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: String) {
-    if stream.set_nodelay(true).is_err() {
-        // The client is gone already.
-        return;
-    }
-    let watch = Rc::new(Watch::new(Rc::clone(&worker.clock), Rc::clone(&worker.limits)));
-    worker.watches.add(&watch);
-    let (stream, findings) = CheckedStream::new(stream, Rc::clone(&watch));
-    let client = Rc::new(Client {
-        worker: Rc::clone(worker),
-        watch: Rc::clone(&watch),
-        findings: Rc::clone(&findings),
-        peer,
-        tunnel: RefCell::new(None),
-    });
-    let service = {
-        let client = Rc::clone(&client);
-        service_fn(move |request| serve(Rc::clone(&client), request))
-    };
-    let mut http = http1::Builder::new()
-        .max_buf_size(MAX_REQUEST_HEAD_BYTES)
-        .max_header_size(MAX_REQUEST_HEAD_BYTES)
-        // Deadlines are the watch's.
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut told_to_end = false;
-    let ended = poll_fn(|cx| {
-        watch.register(cx);
-        if worker.stopping.get() && !told_to_end {
-            told_to_end = true;
-            Pin::new(&mut http).graceful_shutdown();
-        }
-        match Pin::new(&mut http).poll(cx) {
-            Poll::Ready(ended) => Poll::Ready(Some(ended)),
-            // While a request is handled the service answers 504 itself; the rest is cut.
-            Poll::Pending if watch.must_be_cut() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await;
-    // A client that breaks the connection or the protocol is not an event of ours.
-    let Some(Ok(())) = ended else { return };
-    let tunnel = client.tunnel.take();
-    let parts = http.into_parts();
-    let mut stream = parts.io.into_inner();
-    match tunnel {
-        Some(tunnel) => join(&watch, stream, tunnel, parts.read_buf).await,
-        None if !findings.whole() => linger(&mut stream).await,
-        None => {}
-    }
-}
-
-/// Carries bytes both ways between an upgraded client and its backend, until both have ended or nothing moves.
-async fn join(watch: &Watch, mut client: CheckedStream, mut tunnel: Tunnel, from_client: Bytes) {
-    watch.enter(Phase::Tunnel);
-    client.stop_following();
-    let mut carrying = std::pin::pin!(async {
-        tunnel.stream.write_all(&from_client).await?;
-        client.write_all(&tunnel.first).await?;
-        copy_bidirectional(&mut client, &mut tunnel.stream).await
-    });
-    // Either end may break off; both are then closed, which is all there is to say.
-    poll_fn(|cx| {
-        watch.register(cx);
-        match carrying.as_mut().poll(cx) {
-            Poll::Pending if !watch.is_over() => Poll::Pending,
-            Poll::Pending | Poll::Ready(_) => Poll::Ready(()),
-        }
-    })
-    .await;
-}
-
-/// Reads on for a moment behind a final answer, see [`LINGER_BYTES`].
-async fn linger(stream: &mut CheckedStream) {
-    stream.stop_following();
-    let mut rubbish = vec![0; 16 * 1024];
-    let reading = async {
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            match stream.read(&mut rubbish).await {
-                Ok(0) | Err(_) => return,
-                Ok(count) => left = left.saturating_sub(count),
-            }
-        }
-    };
-    // Whether the client stopped sending or the time is up: the connection is closed.
-    drop(timeout(LINGER, reading).await);
 }

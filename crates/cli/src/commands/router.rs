@@ -1,6 +1,6 @@
 //! `router`: the built-in data plane as a process of its own.
 
-use greenlight_router::{RouterConfig, RouterState};
+use greenlight_router::{RouterConfig, RouterState, TlsFiles};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Router;
@@ -17,6 +17,9 @@ pub(crate) fn run(router: &Router, printer: &Printer) -> Result<Exit, Failure> {
         }
     };
     let mut config = RouterConfig::new(router.listen, router.control.clone());
+    if let (Some(certificate), Some(key)) = (&router.tls_certificate, &router.tls_key) {
+        config.tls = Some(TlsFiles { certificate: certificate.clone(), key: key.clone() });
+    }
     config.access_log.clone_from(&router.access_log);
     config.keep.clone_from(&router.keep);
     config.metrics = router.metrics;

@@ -9,6 +9,8 @@
     reason = "each test file is a crate of its own and uses a part of this"
 )]
 
+pub mod encrypted;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
