@@ -353,6 +353,13 @@ pub(crate) struct Replay {
     pub(crate) stretch: String,
 }
 
+/// How the router writes its access log.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LogForm {
+    Json,
+    Common,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Router {
     /// The address to listen on.
@@ -375,9 +382,19 @@ pub(crate) struct Router {
     /// of --state unless it is older.
     #[arg(long, value_name = "PATH")]
     pub(crate) keep: Option<PathBuf>,
-    /// Where each request is logged, as JSON lines.
+    /// Take over from the router that answers on the control socket, if one does, without refusing a connection: its listening
+    /// sockets, its state in place of --state, its canary's lease, and as many threads. It ends when its requests have ended.
+    #[arg(long)]
+    pub(crate) take_over: bool,
+    /// Where each request is logged, with the backend and the release that answered.
     #[arg(long, value_name = "PATH")]
     pub(crate) access_log: Option<PathBuf>,
+    /// How: JSON lines, or the common log format with the decision behind it.
+    #[arg(long, value_name = "FORM", default_value = "json", requires = "access_log")]
+    pub(crate) access_log_form: LogForm,
+    /// Log one of so many requests, by chance.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, requires = "access_log", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) access_log_one_in: u32,
     /// Where Prometheus may read the counts: `GET /metrics`. Whoever reaches it may read.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,

@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::affinity::Affinity;
 use crate::backend::Backend;
@@ -22,10 +23,12 @@ use crate::canary::{
     Alert, AlertRaised, CanaryChange, CanaryStatus, Enabling, Lease, Renewal, millis, validate_lease,
 };
 use crate::config::RouterConfig;
+use crate::control::ControlSocket;
 use crate::counts::{CountRow, CountsBy, CountsRequest, RouterCounts, latency_bounds_us};
+use crate::handover::{Handover, MAX_SOCKETS};
 use crate::health::keep_checking;
 use crate::keep::Kept;
-use crate::protocol::{ControlAnswer, ControlError, ControlRequest};
+use crate::protocol::{ControlAnswer, ControlError, ControlRequest, EXCHANGE_TIMEOUT};
 use crate::random::Random;
 use crate::routes::Routes;
 use crate::state::{
@@ -43,6 +46,14 @@ const CERTIFICATE_LOOKS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Command {
     Ask(Box<ControlRequest>, oneshot::Sender<ControlAnswer>),
+    /// Tell a successor everything.
+    HandOver(oneshot::Sender<Result<(Handover, Vec<OwnedFd>), ControlError>>),
+    /// Leave everything to it. `told` hears when the answer was written to it, or ends when that cannot be.
+    TakeOver {
+        token: u64,
+        reply: oneshot::Sender<ControlAnswer>,
+        told: oneshot::Receiver<()>,
+    },
     /// Stop within the time; the answer is the number of connections that were cut.
     Stop(Duration, oneshot::Sender<u64>),
 }
@@ -56,6 +67,27 @@ impl Command {
         answer
             .unwrap_or_else(|| ControlAnswer::Error(ControlError::unavailable("the router is shutting down")))
     }
+
+    /// Asks for all that a successor needs.
+    pub(crate) async fn hand_over(
+        commands: &mpsc::Sender<Self>,
+    ) -> Result<(Handover, Vec<OwnedFd>), ControlError> {
+        let (reply, replied) = oneshot::channel();
+        let sent = commands.send(Self::HandOver(reply)).await;
+        let answer = if sent.is_ok() { replied.await.ok() } else { None };
+        answer.unwrap_or_else(|| Err(ControlError::unavailable("the router is shutting down")))
+    }
+}
+
+/// How an authority ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// It was told to: so many connections were cut, and who waits to hear of it.
+    Stopped(u64, oneshot::Sender<u64>),
+    /// Another router has taken over: so many connections were cut.
+    HandedOver(u64),
+    /// Nobody is left to give commands.
+    Orphaned,
 }
 
 /// A worker as the authority sees it.
@@ -76,6 +108,10 @@ pub(crate) struct Authority {
     workers: Vec<WorkerLink>,
     setup: AuthoritySetup,
     certificate: Option<Certificate>,
+    /// Answers Prometheus.
+    metrics_serving: Option<AbortHandle>,
+    /// What a successor was told to say, until something changes.
+    successor: Option<u64>,
     /// Tells readers of counts that these are not those of the router before.
     instance: u64,
 }
@@ -90,6 +126,13 @@ pub(crate) struct AuthoritySetup {
     pub(crate) lease: Arc<Lease>,
     pub(crate) started: Instant,
     pub(crate) log_lines_dropped: Arc<AtomicU64>,
+    /// Copies of the listening sockets of the workers, for a successor.
+    pub(crate) listeners: Vec<TcpListener>,
+    /// The same of that of the metrics.
+    pub(crate) metrics: Option<TcpListener>,
+    /// Another router is still in charge: what is kept is for it to write.
+    pub(crate) is_standing_by: bool,
+    pub(crate) control: Arc<ControlSocket>,
 }
 
 /// A backend with its checker. The checker ends with it.
@@ -130,6 +173,8 @@ impl Authority {
             workers,
             certificate: setup.certificate.take(),
             setup,
+            metrics_serving: None,
+            successor: None,
             instance: Random::seeded().next(),
         };
         let (state, is_kept) = match kept {
@@ -150,29 +195,96 @@ impl Authority {
 
     /// Carries out commands until one says stop, or nobody is left to give one. The answer to the stop is given by the
     /// caller, when everything is gone.
-    pub(crate) async fn run(
-        mut self,
-        mut commands: mpsc::Receiver<Command>,
-    ) -> Option<(u64, oneshot::Sender<u64>)> {
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Ended {
         let mut looks = interval(CERTIFICATE_LOOKS);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let command = tokio::select! {
-                command = commands.recv() => command?,
+                command = commands.recv() => match command {
+                    Some(command) => command,
+                    None => return Ended::Orphaned,
+                },
                 _ = looks.tick(), if self.certificate.is_some() => {
                     self.look_at_certificate().await;
                     continue;
                 }
             };
             match command {
+                Command::HandOver(reply) => {
+                    let _ = reply.send(self.hand_over());
+                }
+                Command::TakeOver { token, reply, told } => {
+                    if self.successor.take() != Some(token) {
+                        let message = "this router goes on: its state was changed since it was asked to hand over; ask again";
+                        let _ = reply.send(ControlAnswer::Error(ControlError::unavailable(message)));
+                        continue;
+                    }
+                    let _ = reply.send(ControlAnswer::Ok(Box::new(self.snapshot())));
+                    if !matches!(timeout(EXCHANGE_TIMEOUT, told).await, Ok(Ok(()))) {
+                        // It is gone, and has not heard that it is in charge.
+                        continue;
+                    }
+                    self.setup.control.give_away();
+                    // Nobody else is listened to; they find the other router when they ask again.
+                    drop(commands);
+                    if let Some(serving) = self.metrics_serving.take() {
+                        serving.abort();
+                    }
+                    // Until this is done two routers accept.
+                    let within = self.setup.config.limits.shutdown_timeout;
+                    return Ended::HandedOver(self.stop(within, true).await);
+                }
                 Command::Ask(request, reply) => {
                     let answer = self.answer(*request).await.unwrap_or_else(ControlAnswer::Error);
                     // Whoever asked may have gone away; the command is carried out all the same.
                     let _ = reply.send(answer);
                 }
-                Command::Stop(within, stopped) => return Some((self.stop(within).await, stopped)),
+                Command::Stop(within, stopped) => {
+                    return Ended::Stopped(self.stop(within, false).await, stopped);
+                }
             }
         }
+    }
+
+    fn hand_over(&mut self) -> Result<(Handover, Vec<OwnedFd>), ControlError> {
+        let sockets = self.setup.listeners.iter().chain(&self.setup.metrics);
+        let sockets: Vec<OwnedFd> =
+            sockets.map(|socket| socket.try_clone().map(OwnedFd::from)).collect::<Result<_, _>>().map_err(
+                |error| ControlError::unavailable(&format!("a socket cannot be handed over: {error}")),
+            )?;
+        if sockets.len() > MAX_SOCKETS {
+            let message =
+                format!("{} sockets are more than the {MAX_SOCKETS} that can be handed over", sockets.len());
+            return Err(ControlError::unavailable(&message));
+        }
+        let token = Random::seeded().next();
+        self.successor = Some(token);
+        let handover = Handover {
+            token,
+            state: self.state.clone(),
+            alert: self.alert.clone(),
+            share_in_force_per_mille: self.setup.lease.share_per_mille(self.now()),
+            lease_left_ms: millis(self.setup.lease.left(self.now())),
+            has_metrics: self.setup.metrics.is_some(),
+        };
+        Ok((handover, sockets))
+    }
+
+    /// Lends the canary what its predecessor still lent it.
+    pub(crate) fn inherit_lease(&self, (share_per_mille, left_ms): (u32, u64)) {
+        if self.alert.is_none() && self.state.canary.is_some() {
+            self.setup.lease.grant(share_per_mille, self.now() + Duration::from_millis(left_ms));
+        }
+    }
+
+    /// Lets clients in: from now on this router is in charge.
+    pub(crate) async fn open(&mut self, metrics_serving: Option<AbortHandle>) -> Result<(), ControlError> {
+        self.metrics_serving = metrics_serving;
+        for worker in &self.workers {
+            // A worker that has ended is told to whoever gives the next command.
+            drop(worker.commands.send(WorkerCommand::Accept).await);
+        }
+        if std::mem::take(&mut self.setup.is_standing_by) { self.keep() } else { Ok(()) }
     }
 
     /// Shows a certificate that was renewed.
@@ -204,8 +316,16 @@ impl Authority {
     }
 
     async fn answer(&mut self, request: ControlRequest) -> Result<ControlAnswer, ControlError> {
+        if !matches!(request, ControlRequest::Get(_) | ControlRequest::Counts(_) | ControlRequest::Renew(_)) {
+            // A successor that was told something else must ask again.
+            self.successor = None;
+        }
         match request {
             ControlRequest::Get(_) => {}
+            // The control socket makes commands of their own of these.
+            ControlRequest::Handover(_) | ControlRequest::Takeover(_) => {
+                return Err(ControlError::malformed("a successor speaks over the control socket".to_owned()));
+            }
             ControlRequest::Set(next) => self.set(*next).await?,
             ControlRequest::Backend(change) => {
                 let next = self.state.changed(change)?;
@@ -302,7 +422,9 @@ impl Authority {
 
     /// Writes the state where it outlives a restart.
     fn keep(&self) -> Result<(), ControlError> {
-        let Some(path) = &self.setup.config.keep else { return Ok(()) };
+        let Some(path) = self.setup.config.keep.as_ref().filter(|_| !self.setup.is_standing_by) else {
+            return Ok(());
+        };
         Kept::new(&self.state, self.alert.as_ref()).write(path).map_err(|error| {
             ControlError::unavailable(&format!(
                 "the change is in force, but was not kept for a restart: {} cannot be written: {error}",
@@ -467,12 +589,15 @@ impl Authority {
         })
     }
 
-    /// Stops all workers at once and waits for them.
-    async fn stop(&self, within: Duration) -> u64 {
+    /// Stops all workers at once and waits for them. `gently` leaves idle connections one more answer, for half of the time.
+    async fn stop(&mut self, within: Duration, gently: bool) -> u64 {
+        // Or clients would wait in a queue that nobody looks at.
+        self.setup.listeners.clear();
+        self.setup.metrics = None;
         let mut waiting = Vec::new();
         for worker in &self.workers {
             let (stopped, wait) = oneshot::channel();
-            drop(worker.commands.send(WorkerCommand::Stop { within, stopped }).await);
+            drop(worker.commands.send(WorkerCommand::Stop { within, gently, stopped }).await);
             waiting.push(wait);
         }
         let mut cut = 0;

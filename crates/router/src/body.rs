@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::{Method, Uri};
+use hyper::http::request::Parts;
+use hyper::{Method, Uri, Version};
 
 use crate::access_log::{AccessLine, micros};
 use crate::balance::Reason;
@@ -27,6 +28,8 @@ pub(crate) struct Record {
     worker: Rc<Worker>,
     watch: Rc<Watch>,
     started: Instant,
+    peer: Rc<str>,
+    version: Version,
     method: Method,
     uri: Uri,
     pub(crate) request_id: RequestId,
@@ -47,16 +50,18 @@ impl Record {
     pub(crate) fn begin(
         worker: &Rc<Worker>,
         watch: &Rc<Watch>,
-        method: &Method,
-        uri: &Uri,
+        peer: &Rc<str>,
+        parts: &Parts,
         request_id: RequestId,
     ) -> Self {
         Self {
             worker: Rc::clone(worker),
             watch: Rc::clone(watch),
             started: Instant::now(),
-            method: method.clone(),
-            uri: uri.clone(),
+            peer: Rc::clone(peer),
+            version: parts.version,
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
             request_id,
             status: CLIENT_CLOSED,
             route: 0,
@@ -120,12 +125,12 @@ impl Drop for Record {
         if let Some(counted) = &self.counted {
             counted.passed_on(self.bytes);
         }
-        if !self.worker.log.is_on() {
-            return;
-        }
+        let Some(one_in) = self.worker.log.draw(&self.worker.random) else { return };
         let tally = self.tally.as_deref();
         self.worker.log.add(AccessLine {
             time: jiff::Timestamp::now(),
+            peer: &self.peer,
+            version: self.version,
             method: self.method.as_str(),
             path: self.uri.path(),
             status: self.status,
@@ -138,6 +143,7 @@ impl Drop for Record {
             retried: self.retried,
             request_id: self.request_id.as_str(),
             incomplete: self.incomplete,
+            one_in,
         });
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access_log::AccessLogForm;
 use crate::tls::TlsFiles;
 
 /// Longest request head, in bytes; larger ones are answered with 431. Cookies of several services fit.
@@ -45,6 +46,10 @@ pub struct RouterConfig {
     pub control: PathBuf,
     /// Where access log lines are appended, if anywhere.
     pub access_log: Option<PathBuf>,
+    /// How they are written.
+    pub access_log_form: AccessLogForm,
+    /// Of so many requests one is logged, by chance; 1 logs each.
+    pub access_log_one_in: u32,
     /// Where Prometheus may read the counts (`GET /metrics`), if anywhere. Whoever reaches it may read.
     pub metrics: Option<SocketAddr>,
     /// Whether requests are counted by release and route.
@@ -52,6 +57,9 @@ pub struct RouterConfig {
     /// Where the state is kept over a restart, if anywhere. What is there when the router starts is used instead of the
     /// state it is given, unless it is older.
     pub keep: Option<PathBuf>,
+    /// Take over from the router that answers on the control socket, if one does: its listening sockets, and with them the
+    /// number of its workers, its state in place of the one given here, and its lease. It ends when its requests have ended.
+    pub take_over: bool,
     /// Keep the `X-Forwarded-*` lines of the client and append to them. Only behind another trusted proxy: otherwise
     /// any client could claim any address.
     pub trust_forwarded: bool,
@@ -71,9 +79,12 @@ impl RouterConfig {
             workers: 0,
             control,
             access_log: None,
+            access_log_form: AccessLogForm::default(),
+            access_log_one_in: 1,
             metrics: None,
             counts: true,
             keep: None,
+            take_over: false,
             trust_forwarded: false,
             health: HealthSettings::default(),
             limits: Limits::default(),

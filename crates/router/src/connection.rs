@@ -153,7 +153,7 @@ async fn serve_http_2(worker: &Rc<Worker>, stream: Transport, peer: Rc<str>) {
     poll_fn(|cx| {
         streams.idle.register(cx);
         let is_idle = streams.open.get() == 0 && streams.idle.is_over();
-        if !told_to_end && (worker.is_stopping() || is_idle) {
+        if !told_to_end && (worker.is_leaving() || is_idle) {
             told_to_end = true;
             // What is left of it may take as long as a connection may be idle: a client that does not hear GOAWAY is cut.
             streams.idle.touch();

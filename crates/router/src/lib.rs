@@ -19,7 +19,9 @@
 //!   person enables it again: see `canary`.
 //! - A maintenance page or a bounded pause holds every request; none is lost when a pause ends in time.
 //! - A backend starts slowly, and is left out for a while after bad answers in a row, where the state says so; never all.
-//! - The access log never holds a request back, and holds neither queries nor headers but the request id.
+//! - A router is replaced by another one without a connection refused or a request lost: see `handover`.
+//! - The access log never holds a request back, and holds neither queries nor headers but the request id; addresses of
+//!   clients only in the common log format.
 //!
 //! # What it does not do
 //! - HTTP/2 only with TLS, and only in front: backends are spoken to in HTTP/1.1 and in the clear. Trailers and informational answers (1xx) end here. `Expect: 100-continue` is answered
@@ -59,6 +61,7 @@ mod connection;
 mod control;
 mod counts;
 mod exchange;
+mod handover;
 mod headers;
 mod health;
 mod keep;
@@ -78,6 +81,7 @@ mod watch;
 mod wire;
 mod worker;
 
+pub use access_log::AccessLogForm;
 pub use affinity::{MAX_KEY_NAME_BYTES, MAX_TESTER_VALUE_BYTES, RequestKey, TesterSpec};
 pub use canary::{
     Alert, AlertRaised, CanaryChange, CanarySpec, CanaryStatus, Conclusion, Enabling, MAX_LEASE_MS,
@@ -92,6 +96,7 @@ pub use config::{
 pub use counts::{
     CountRow, CountsBy, CountsRequest, LATENCY_BUCKETS, RouterCounts, latency_bounds_us, latency_bucket,
 };
+pub use handover::HandoverError;
 pub use protocol::{ControlError, ControlErrorKind};
 pub use router::{Router, RouterError, RouterHandle, ShutdownReport, run_until};
 pub use routes::{MAX_ROUTE_BYTES, MAX_ROUTES, OTHER_ROUTE};

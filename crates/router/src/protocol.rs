@@ -11,6 +11,7 @@
 //! | `{"alert":{"reason":…,"by":…}}` | the canary gets nothing until it is enabled ([`AlertRaised`]) |
 //! | `{"enable":{"by":…}}` | a person ends the alert ([`Enabling`]) |
 //! | `{"counts":{"by":"release"}}` | reads what was counted ([`CountsRequest`]) |
+//! | `{"handover":{}}`, `{"takeover":{"token":…}}` | what a successor says, see `handover` |
 //!
 //! Answers: `{"ok":SNAPSHOT}` ([`RouterSnapshot`]), `{"counts":COUNTS}` ([`RouterCounts`]) or
 //! `{"error":{"kind":…,"message":…}}`. An answer to a change is given when every core has made it.
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::canary::{AlertRaised, CanaryChange, Conclusion, Enabling, Renewal};
 use crate::counts::{CountsRequest, RouterCounts};
+use crate::handover::{Handover, TakingOver};
 use crate::state::{BackendChange, RouterSnapshot, RouterState, StateError};
 
 /// Longest line, in bytes: a state with [`crate::MAX_BACKENDS`] backends of the longest names and paths stays below.
@@ -41,6 +43,8 @@ pub(crate) enum ControlRequest {
     Alert(AlertRaised),
     Enable(Enabling),
     Counts(CountsRequest),
+    Handover(Nothing),
+    Takeover(TakingOver),
 }
 
 /// The empty object of `get`.
@@ -54,6 +58,7 @@ pub(crate) struct Nothing {}
 pub(crate) enum ControlAnswer {
     Ok(Box<RouterSnapshot>),
     Counts(RouterCounts),
+    Handover(Box<Handover>),
     Error(ControlError),
 }
 

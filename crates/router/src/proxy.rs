@@ -71,7 +71,7 @@ pub(crate) async fn answer(
     let request_id = RequestId::choose(&parts.headers, || {
         u128::from(worker.random.next()) << 64 | u128::from(worker.random.next())
     });
-    let record = Record::begin(worker, &client.watch, &parts.method, &parts.uri, request_id);
+    let record = Record::begin(worker, &client.watch, &client.peer, &parts, request_id);
     let limit = worker.limits.max_body_bytes;
     let findings = client.findings.as_deref();
     let checked = findings
@@ -92,8 +92,11 @@ pub(crate) async fn answer(
             closing(plain(refusal.status(), &refusal.to_string(), record))
         }
     };
-    client.watch.enter(if client.tunnel.borrow().is_some() { Phase::Tunnel } else { Phase::Answering });
-    Ok(answer)
+    let is_tunnel = client.tunnel.borrow().is_some();
+    client.watch.enter(if is_tunnel { Phase::Tunnel } else { Phase::Answering });
+    // HTTP/2 has GOAWAY for it.
+    let is_last = worker.is_leaving() && findings.is_some() && !is_tunnel;
+    Ok(if is_last { closing(answer) } else { answer })
 }
 
 /// Gives the request to backends until one answers, or none is left.

@@ -12,10 +12,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::access_log::{self, LogSender};
-use crate::authority::{Authority, AuthoritySetup, Command, QUEUED_COMMANDS, WorkerLink};
+use crate::authority::{Authority, AuthoritySetup, Command, Ended, QUEUED_COMMANDS, WorkerLink};
 use crate::canary::Lease;
 use crate::config::{LISTEN_BACKLOG, MAX_WORKERS, RouterConfig};
-use crate::control::ControlSocket;
+use crate::control::{BoundControl, ControlSocket};
+use crate::handover::{HandoverError, Inherited, Predecessor};
 use crate::keep::Kept;
 use crate::metrics;
 use crate::protocol::{ControlAnswer, ControlError, ControlRequest, Nothing};
@@ -70,6 +71,14 @@ pub enum RouterError {
     /// The certificate for TLS.
     #[error("cannot speak TLS: {0}")]
     Tls(#[from] TlsError),
+    /// The router that was to be replaced.
+    #[error("cannot take over from the router at {control}, which goes on: {source}")]
+    TakeOver {
+        /// Its control socket.
+        control: PathBuf,
+        /// Why not.
+        source: HandoverError,
+    },
     /// A thread or its runtime.
     #[error("cannot start a thread of the router: {source}")]
     Thread {
@@ -98,6 +107,7 @@ pub struct RouterHandle {
     local_addr: SocketAddr,
     metrics_addr: Option<SocketAddr>,
     commands: mpsc::Sender<Command>,
+    handed_over: oneshot::Receiver<u64>,
     /// Its end tells the control thread that the handle is gone.
     _alive: oneshot::Sender<()>,
 }
@@ -107,6 +117,8 @@ pub struct RouterHandle {
 pub struct ShutdownReport {
     /// Client connections that were cut because they did not end in time.
     pub connections_cut: u64,
+    /// Another router goes on with its sockets.
+    pub is_handed_over: bool,
 }
 
 impl Router {
@@ -114,44 +126,56 @@ impl Router {
     /// address is bound, and clients are served as soon as the first state is in force on each core.
     ///
     /// # Errors
-    /// When an address, a socket, a file or a thread cannot be had, or the state is not legal. Nothing is left behind.
+    /// When an address, a socket, a file or a thread cannot be had, the state is not legal, or a router that was to be replaced
+    /// goes on. Nothing is left behind.
     pub fn start(config: RouterConfig, state: RouterState) -> Result<RouterHandle, RouterError> {
         state.validate()?;
+        let take_over = |source| RouterError::TakeOver { control: config.control.clone(), source };
+        let inherited = match config.take_over {
+            true => Inherited::ask(&config.control, config.listen).map_err(take_over)?,
+            false => None,
+        };
         let workers = match config.workers {
+            _ if inherited.is_some() => inherited.as_ref().map_or(0, |inherited| inherited.listeners.len()),
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
         if workers > MAX_WORKERS {
             return Err(RouterError::TooManyWorkers { workers });
         }
-        let kept = match &config.keep {
-            Some(path) => {
+        let kept = match (&config.keep, &inherited) {
+            (_, Some(inherited)) => Some(inherited.predecessor.kept()),
+            (Some(path), None) => {
                 Kept::read(path).map_err(|source| RouterError::Keep { path: path.clone(), source })?
             }
-            None => None,
+            (None, None) => None,
         };
+        let state = inherited.as_ref().map_or(state, |inherited| inherited.predecessor.state().clone());
         let certificate = config.tls.clone().map(Certificate::read).transpose()?;
         let config = Arc::new(config);
         let (lease, started) = (Arc::new(Lease::default()), Instant::now());
         let thread = |source| RouterError::Thread { source };
-        let listeners = bind_all(config.listen, workers)
-            .map_err(|source| RouterError::Listen { address: config.listen, source })?;
-        let local_addr = listeners
-            .first()
-            .map_or(Ok(config.listen), TcpListener::local_addr)
-            .map_err(|source| RouterError::Listen { address: config.listen, source })?;
-        let metrics = match config.metrics {
-            Some(address) => {
-                let failed = |source| RouterError::Listen { address, source };
-                let listener = TcpListener::bind(address).map_err(failed)?;
-                let local = listener.local_addr().map_err(failed)?;
-                Some((listener, local))
-            }
-            None => None,
+        let control = match inherited {
+            Some(_) => ControlSocket::stand_by(&config.control),
+            None => ControlSocket::bind(&config.control),
         };
+        let (control, serving) =
+            control.map_err(|source| RouterError::Control { path: config.control.clone(), source })?;
+        let (predecessor, listeners, metrics) = match inherited {
+            Some(inherited) => (Some(inherited.predecessor), inherited.listeners, inherited.metrics),
+            None => {
+                let failed = |source| RouterError::Listen { address: config.listen, source };
+                (None, bind_all(config.listen, workers).map_err(failed)?, None)
+            }
+        };
+        let failed = |source| RouterError::Listen { address: config.listen, source };
+        let local_addr =
+            listeners.first().map_or(Ok(config.listen), TcpListener::local_addr).map_err(failed)?;
+        let copies =
+            listeners.iter().map(TcpListener::try_clone).collect::<Result<_, _>>().map_err(failed)?;
+        let metrics = config.metrics.map(|address| listen_for_metrics(address, metrics)).transpose()?;
         let (metrics, metrics_addr) = metrics.unzip();
-        let control = ControlSocket::bind(&config.control)
-            .map_err(|source| RouterError::Control { path: config.control.clone(), source })?;
+        let metrics_copy = metrics.as_ref().map(TcpListener::try_clone).transpose().map_err(failed)?;
         let dropped = Arc::new(AtomicU64::new(0));
         let (log, log_thread) = match &config.access_log {
             Some(path) => access_log::open(path, Arc::clone(&dropped))
@@ -172,6 +196,7 @@ impl Router {
         threads.extend(log_thread);
         let (commands, received) = mpsc::channel(QUEUED_COMMANDS);
         let (alive, gone) = oneshot::channel();
+        let (tell, handed_over) = oneshot::channel();
         let setup = AuthoritySetup {
             config,
             listen: local_addr,
@@ -179,6 +204,10 @@ impl Router {
             lease,
             started,
             log_lines_dropped: dropped,
+            listeners: copies,
+            metrics: metrics_copy,
+            is_standing_by: predecessor.is_some(),
+            control: Arc::new(control),
         };
         let dispatcher = Dispatcher {
             state,
@@ -187,18 +216,21 @@ impl Router {
             links,
             threads,
             setup,
-            control,
+            serving,
+            predecessor,
             commands: commands.clone(),
             received,
             gone,
+            tell,
         };
         let (ready, begun) = std::sync::mpsc::channel();
         std::thread::Builder::new()
             .name("router-control".to_owned())
             .spawn(move || dispatcher.run(&ready))
             .map_err(thread)?;
-        begun.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())).map_err(thread)?;
-        Ok(RouterHandle { local_addr, metrics_addr, commands, _alive: alive })
+        let ended = || thread(io::ErrorKind::BrokenPipe.into());
+        begun.recv().unwrap_or_else(|_| Err(ended()))?;
+        Ok(RouterHandle { local_addr, metrics_addr, commands, handed_over, _alive: alive })
     }
 }
 
@@ -241,27 +273,43 @@ impl RouterHandle {
 
     /// Accepts no more connections, lets requests in flight finish within the time, writes the log out, removes the
     /// control socket and ends all threads.
-    pub async fn shutdown(self, within: Duration) -> ShutdownReport {
+    pub async fn shutdown(mut self, within: Duration) -> ShutdownReport {
         let (stopped, wait) = oneshot::channel();
-        // If the control thread is gone already there is nothing left to stop or to cut.
         let sent = self.commands.send(Command::Stop(within, stopped)).await;
-        let connections_cut = if sent.is_ok() { wait.await.unwrap_or(0) } else { 0 };
-        ShutdownReport { connections_cut }
+        if sent.is_err() {
+            // It was replaced and lets its requests end, or has ended already: then there is nothing left to stop or to cut.
+            let connections_cut = (&mut self.handed_over).await;
+            let is_handed_over = connections_cut.is_ok();
+            return ShutdownReport { connections_cut: connections_cut.unwrap_or(0), is_handed_over };
+        }
+        let connections_cut = wait.await.unwrap_or(0);
+        ShutdownReport { connections_cut, is_handed_over: false }
+    }
+
+    /// Waits until another router has taken over and everything that this one had in flight has ended.
+    pub async fn handed_over(&mut self) -> ShutdownReport {
+        match (&mut self.handed_over).await {
+            Ok(connections_cut) => ShutdownReport { connections_cut, is_handed_over: true },
+            // It ended otherwise.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     async fn command(&self, request: ControlRequest) -> Result<RouterSnapshot, ControlError> {
         match Command::ask(&self.commands, request).await {
             ControlAnswer::Ok(snapshot) => Ok(*snapshot),
             ControlAnswer::Error(error) => Err(error),
-            // No request of this handle is answered with counts.
-            ControlAnswer::Counts(_) => Err(ControlError::unavailable("an answer to another request")),
+            // No request of this handle is answered with anything else.
+            ControlAnswer::Counts(_) | ControlAnswer::Handover(_) => {
+                Err(ControlError::unavailable("an answer to another request"))
+            }
         }
     }
 }
 
 /// Runs a router on the calling thread's time: starts it, calls `started` with where it listens, waits for `shutdown`,
 /// and stops it within [`crate::Limits::shutdown_timeout`]. `shutdown` is polled inside a tokio runtime, so it may wait
-/// for signals. Must not be called from within a runtime.
+/// for signals. It also ends when another router has taken over. Must not be called from within a runtime.
 ///
 /// # Errors
 /// When the router cannot be started.
@@ -276,11 +324,17 @@ pub fn run_until(
         .build()
         .map_err(|source| RouterError::Thread { source })?;
     let within = config.limits.shutdown_timeout;
-    let handle = Router::start(config, state)?;
+    let mut handle = Router::start(config, state)?;
     started(handle.local_addr());
     Ok(runtime.block_on(async {
-        shutdown.await;
-        handle.shutdown(within).await
+        let handed_over = tokio::select! {
+            () = shutdown => None,
+            report = handle.handed_over() => Some(report),
+        };
+        match handed_over {
+            Some(report) => report,
+            None => handle.shutdown(within).await,
+        }
     }))
 }
 
@@ -292,33 +346,45 @@ struct Dispatcher {
     links: Vec<WorkerLink>,
     threads: Vec<JoinHandle<()>>,
     setup: AuthoritySetup,
-    control: ControlSocket,
+    serving: BoundControl,
+    predecessor: Option<Predecessor>,
     commands: mpsc::Sender<Command>,
     received: mpsc::Receiver<Command>,
     gone: oneshot::Receiver<()>,
+    tell: oneshot::Sender<u64>,
 }
 
 impl Dispatcher {
-    fn run(self, ready: &std::sync::mpsc::Sender<io::Result<()>>) {
-        let Self { state, kept, metrics, links, threads, setup, mut control, commands, received, gone } =
-            self;
+    fn run(self, ready: &std::sync::mpsc::Sender<Result<(), RouterError>>) {
+        let Self { state, kept, metrics, links, threads, setup, serving, predecessor, .. } = self;
+        let (commands, received, gone, tell) = (self.commands, self.received, self.gone, self.tell);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build_local(tokio::runtime::LocalOptions::default());
         let runtime = match runtime {
             Ok(runtime) => runtime,
-            Err(error) => return drop(ready.send(Err(error))),
+            Err(source) => return drop(ready.send(Err(RouterError::Thread { source }))),
         };
-        let begun: io::Result<Authority> = runtime.block_on(async {
-            let serving = control.serve(commands.clone())?;
-            let metrics = metrics.map(|listener| metrics::serve(listener, commands)).transpose()?;
-            let authority = Authority::begin(state, kept, links, setup).await;
-            let authority = authority.map_err(io::Error::other)?;
-            tokio::task::spawn_local(serving);
-            if let Some(metrics) = metrics {
-                tokio::task::spawn_local(metrics);
+        let control = Arc::clone(&setup.control);
+        let path = setup.config.control.clone();
+        let begun: Result<Authority, RouterError> = runtime.block_on(async {
+            let thread = |source| RouterError::Thread { source };
+            let refused = |error: ControlError| thread(io::Error::other(error));
+            let serving = serving.serve(commands.clone()).map_err(thread)?;
+            let metrics = metrics.map(|listener| metrics::serve(listener, commands)).transpose();
+            let metrics = metrics.map_err(thread)?;
+            let mut authority = Authority::begin(state, kept, links, setup).await.map_err(refused)?;
+            if let Some(predecessor) = predecessor {
+                authority.inherit_lease(predecessor.lease());
+                // All that could fail is done.
+                let failed = |source| RouterError::TakeOver { control: path.clone(), source };
+                predecessor.take_over().map_err(failed)?;
+                control.publish().map_err(|source| RouterError::Control { path: path.clone(), source })?;
             }
+            tokio::task::spawn_local(serving);
+            let metrics = metrics.map(|serving| tokio::task::spawn_local(serving).abort_handle());
+            authority.open(metrics).await.map_err(refused)?;
             Ok(authority)
         });
         let authority = match begun {
@@ -326,11 +392,11 @@ impl Dispatcher {
             Err(error) => return drop(ready.send(Err(error))),
         };
         drop(ready.send(Ok(())));
-        let stopped = runtime.block_on(async {
+        let ended = runtime.block_on(async {
             tokio::select! {
-                stopped = authority.run(received) => stopped,
+                ended = authority.run(received) => ended,
                 // The handle was dropped: the workers end when their commands do.
-                _ = gone => None,
+                _ = gone => Ended::Orphaned,
             }
         });
         // While the socket still answers nobody else takes its place, so the file that goes is ours.
@@ -341,11 +407,25 @@ impl Dispatcher {
             // A worker that panicked has said so on stderr.
             drop(thread.join());
         }
-        if let Some((cut, stopped)) = stopped {
-            // Whoever asked may have stopped waiting.
-            let _ = stopped.send(cut);
-        }
+        // Whoever asked, or holds the handle, may have stopped waiting.
+        let _ = match ended {
+            Ended::Stopped(cut, stopped) => stopped.send(cut),
+            Ended::HandedOver(cut) => tell.send(cut),
+            Ended::Orphaned => Ok(()),
+        };
     }
+}
+
+/// The socket that was handed over, when it is the one that is wanted; otherwise a new one.
+fn listen_for_metrics(
+    address: SocketAddr,
+    inherited: Option<TcpListener>,
+) -> Result<(TcpListener, SocketAddr), RouterError> {
+    let failed = |source| RouterError::Listen { address, source };
+    let same = inherited.filter(|listener| listener.local_addr().is_ok_and(|present| present == address));
+    let listener = same.map_or_else(|| TcpListener::bind(address), Ok).map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    Ok((listener, local))
 }
 
 fn start_worker(

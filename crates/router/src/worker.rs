@@ -35,8 +35,11 @@ pub(crate) enum WorkerCommand {
     Apply { table: Arc<TableSpec>, applied: oneshot::Sender<()> },
     /// Tell what was counted.
     Count { counted: oneshot::Sender<Vec<CountRow>> },
+    /// Let clients in.
+    Accept,
     /// Accept no more, finish what is in flight within the time; then end, and say how many connections were cut.
-    Stop { within: Duration, stopped: oneshot::Sender<u64> },
+    /// `gently`: idle connections are ended behind one more answer, and only after half of the time without.
+    Stop { within: Duration, gently: bool, stopped: oneshot::Sender<u64> },
 }
 
 /// Counters of one worker that belong to no backend.
@@ -93,7 +96,17 @@ pub(crate) struct Worker {
     max_open: usize,
     /// A connection was closed.
     closed_one: Notify,
-    stopping: Cell<bool>,
+    leaving: Cell<Leaving>,
+}
+
+/// Whether a worker ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// Each connection behind its next answer.
+    Gently,
+    /// Each connection as soon as nothing is in flight on it.
+    Now,
 }
 
 impl Worker {
@@ -140,7 +153,7 @@ impl Worker {
             loop {
                 // Asked for before the look, or a change between both would be missed.
                 let applied = self.applied.notified();
-                if !is_paused() || self.stopping.get() {
+                if !is_paused() || self.is_leaving() {
                     return;
                 }
                 applied.await;
@@ -156,8 +169,20 @@ impl Worker {
         self.spec.borrow().as_ref().and_then(|spec| spec.tls.clone())
     }
 
+    /// Whether connections without a request in flight are to be closed.
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.get()
+        self.leaving.get() == Leaving::Now
+    }
+
+    /// Whether connections are to be closed behind an answer.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.get() != Leaving::No
+    }
+
+    fn leave(&self, leaving: Leaving) {
+        self.leaving.set(leaving);
+        self.applied.notify_waiters();
+        self.watches.wake_all();
     }
 
     /// A deadline that is looked at with every tick.
@@ -221,7 +246,7 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
             is_counting: config.counts,
             clock: Rc::new(Clock::new(started)),
             random: Random::seeded(),
-            log: WorkerLog::new(log),
+            log: WorkerLog::new(log, config.access_log_form, config.access_log_one_in),
             counts,
             read_buffer: RefCell::default(),
             head_buffer: RefCell::default(),
@@ -235,10 +260,9 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
             open: Cell::new(0),
             max_open: config.limits.max_connections.div_ceil(workers).max(1),
             closed_one: Notify::new(),
-            stopping: Cell::new(false),
+            leaving: Cell::new(Leaving::No),
         });
         let ticking = tokio::task::spawn_local(tick(Rc::clone(&worker)));
-        // Clients are let in with the first table: before it, every request would be refused.
         let mut listener = Some(listener);
         let mut accepting = None;
         drop(ready.send(Ok(())));
@@ -247,16 +271,18 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
             match command {
                 WorkerCommand::Apply { table, applied } => {
                     worker.apply(table);
+                    let _ = applied.send(());
+                }
+                WorkerCommand::Accept => {
                     if let Some(listener) = listener.take() {
                         accepting = Some(tokio::task::spawn_local(accept(Rc::clone(&worker), listener)));
                     }
-                    let _ = applied.send(());
                 }
                 WorkerCommand::Count { counted } => {
                     let _ = counted.send(worker.counts());
                 }
-                WorkerCommand::Stop { within, stopped } => {
-                    stop = Some((within, stopped));
+                WorkerCommand::Stop { within, gently, stopped } => {
+                    stop = Some((within, gently, stopped));
                     break;
                 }
             }
@@ -264,17 +290,22 @@ pub(crate) fn run(setup: WorkerSetup, ready: &std::sync::mpsc::Sender<std::io::R
         if let Some(accepting) = accepting {
             accepting.abort();
         }
-        worker.stopping.set(true);
-        worker.applied.notify_waiters();
-        worker.watches.wake_all();
-        if let Some((within, stopped)) = stop {
-            let all_closed = async {
+        if let Some((within, gently, stopped)) = stop {
+            let all_closed = async || {
                 while worker.open.get() > 0 {
                     worker.closed_one.notified().await;
                 }
             };
+            let mut rest = within;
+            if gently {
+                rest = within / 2;
+                worker.leave(Leaving::Gently);
+                // Those that are still open then are closed below.
+                drop(timeout(within - rest, all_closed()).await);
+            }
+            worker.leave(Leaving::Now);
             // What is left after the time is cut and reported.
-            let left = timeout(within, all_closed).await.map_or(worker.open.get() as u64, |()| 0);
+            let left = timeout(rest, all_closed()).await.map_or(worker.open.get() as u64, |()| 0);
             let _ = stopped.send(left);
         }
         ticking.abort();

@@ -20,19 +20,20 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-/// A router that speaks TLS with a certificate of its own.
+/// A router that speaks TLS with a certificate of its own, whose files are beside its control socket.
 async fn encrypted(
     backends: Vec<BackendSpec>,
     change: impl FnOnce(&mut RouterConfig),
-) -> (Bed, Pair, TlsFiles, tempfile::TempDir) {
-    let (pair, directory) = (Pair::new(), tempfile::tempdir().unwrap());
-    let files = pair.write(directory.path(), "first");
+) -> (Bed, Pair, TlsFiles) {
+    let (pair, mut written) = (Pair::new(), None);
     let bed = Bed::start_with(backends, |config| {
+        let files = pair.write(config.control.parent().unwrap(), "first");
         config.tls = Some(files.clone());
+        written = Some(files);
         change(config);
     })
     .await;
-    (bed, pair, files, directory)
+    (bed, pair, written.unwrap())
 }
 
 #[tokio::test]
@@ -227,7 +228,7 @@ async fn requests_that_two_servers_could_read_differently_are_refused() {
 #[tokio::test]
 async fn a_renewed_certificate_is_shown_without_a_restart() {
     let backend = Backend::start("a").await;
-    let (bed, first, files, _directory) = encrypted(vec![backend.spec()], |_| {}).await;
+    let (bed, first, files) = encrypted(vec![backend.spec()], |_| {}).await;
     let mut open = Client2::connect(bed.address(), &first).await;
     let second = Pair::new();
     // The certificate is there before its key: the pair does not fit and is not shown.
@@ -246,14 +247,14 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
 #[tokio::test]
 async fn another_certificate_by_the_state() {
     let backend = Backend::start("a").await;
-    let (bed, first, files, directory) = encrypted(vec![backend.spec()], |_| {}).await;
+    let (bed, first, files) = encrypted(vec![backend.spec()], |_| {}).await;
     let second = Pair::new();
-    let others = second.write(directory.path(), "second");
+    let others = second.write(bed.directory.path(), "second");
     let with = |generation, tls| RouterState { tls, ..RouterState::new(generation, vec![backend.spec()]) };
     let mixed = TlsFiles { certificate: others.certificate.clone(), key: files.key.clone() };
-    let missing = TlsFiles { certificate: directory.path().join("missing"), key: files.key.clone() };
+    let missing = TlsFiles { certificate: bed.directory.path().join("missing"), key: files.key.clone() };
     let swapped = TlsFiles { certificate: files.key.clone(), key: files.certificate.clone() };
-    let open = TlsFiles { key: directory.path().join("open.key"), ..files.clone() };
+    let open = TlsFiles { key: bed.directory.path().join("open.key"), ..files.clone() };
     std::fs::copy(&files.key, &open.key).unwrap();
     std::fs::set_permissions(&open.key, Permissions::from_mode(0o644)).unwrap();
     let cases = [

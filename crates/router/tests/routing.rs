@@ -434,3 +434,22 @@ async fn limits_hold() {
     client.send(b"GET / HTTP/1.1\r\nHost:").await;
     assert_eq!(client.rest().await, b"");
 }
+
+#[tokio::test]
+async fn a_sampled_log_says_for_how_many_requests_a_line_stands() {
+    let a = Backend::start("a").await;
+    let bed = Bed::start_with(vec![a.spec()], |config| config.access_log_one_in = 10).await;
+    let mut client = Client::connect(bed.address()).await;
+    for _ in 0..1000 {
+        assert_eq!(client.ask("GET /", b"").await.unwrap().status, 200);
+    }
+    drop(client);
+    let path = bed.log_path();
+    let Bed { router, directory: _directory, .. } = bed;
+    router.shutdown(std::time::Duration::from_secs(60)).await;
+    let text = std::fs::read_to_string(path).unwrap();
+    let lines = text.lines().count();
+    // Seven standard deviations around 100.
+    assert!((34..=166).contains(&lines), "{lines} of 1000");
+    assert!(text.lines().all(|line| line.contains("\"one_in\":10")), "{text}");
+}

@@ -1,9 +1,9 @@
 //! `router`: the built-in data plane as a process of its own.
 
-use greenlight_router::{RouterConfig, RouterState, TlsFiles};
+use greenlight_router::{AccessLogForm, RouterConfig, RouterState, TlsFiles};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::Router;
+use crate::args::{LogForm, Router};
 use crate::failure::{Exit, Failure};
 use crate::printer::Printer;
 
@@ -21,7 +21,13 @@ pub(crate) fn run(router: &Router, printer: &Printer) -> Result<Exit, Failure> {
         config.tls = Some(TlsFiles { certificate: certificate.clone(), key: key.clone() });
     }
     config.access_log.clone_from(&router.access_log);
+    config.access_log_form = match router.access_log_form {
+        LogForm::Json => AccessLogForm::Json,
+        LogForm::Common => AccessLogForm::Common,
+    };
+    config.access_log_one_in = router.access_log_one_in;
     config.keep.clone_from(&router.keep);
+    config.take_over = router.take_over;
     config.metrics = router.metrics;
     config.counts = !router.no_counts;
     config.workers = router.workers.unwrap_or_default();
