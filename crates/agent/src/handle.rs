@@ -38,8 +38,11 @@ pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Pie
             rearm(context, specs, &mut report)?;
             Ok(Reply::Observed { at: Timestamp::now(), report })
         }
-        Request::Preflight { spec, requires, release_bytes, release } => {
-            Ok(Reply::Checked(preflight::check(context, spec, requires, *release_bytes, *release)))
+        Request::Preflight { spec, requires, release_bytes, release, identity, secrets } => {
+            let (release_bytes, release) = (*release_bytes, *release);
+            let asked = preflight::Asked { spec, requires, release_bytes, release, identity, secrets };
+            let checks = preflight::check(context, &asked);
+            Ok(Reply::Checked { at: Timestamp::now(), checks })
         }
         Request::Claim { spec, claim, charter } => {
             let layout = Layout::new(&spec.root);

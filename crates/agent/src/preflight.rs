@@ -1,18 +1,23 @@
 //! Whether an instance could take a release: looks at everything, changes nothing. What cannot be read has failed.
 
-use std::collections::BTreeSet;
+pub(crate) mod changes;
+mod reach;
+pub(crate) mod software;
+mod surroundings;
+
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::Duration;
 
-use greenlight_depot::host::{ChangeKind, HostDepot, LocalChange};
-use greenlight_model::fleet::{ManagerKind, Process, Requirements};
-use greenlight_model::host::{Check, CheckOutcome, InstanceSpec};
-use greenlight_model::id::ReleaseId;
+use greenlight_link::message::SecretValue;
+use greenlight_model::check::{Check, CheckOutcome};
+use greenlight_model::fleet::{HostIdentity, ManagerKind, Process};
+use greenlight_model::host::InstanceSpec;
+use greenlight_model::id::{ReleaseId, VariableName};
 use greenlight_model::quantity::ByteSize;
+use greenlight_model::requirements::Requirements;
 
 use crate::account;
-use crate::command;
 use crate::context::Context;
 use crate::failure::{OrHost as _, Outcome};
 use crate::layout::Layout;
@@ -22,79 +27,82 @@ use crate::observe;
 use crate::plan;
 use crate::ports;
 use crate::run::Run;
-use crate::version;
 
 /// What must be free beyond twice the release, so that logs and the ledger can still be written.
 const DISK_MARGIN_BYTES: u64 = 64 << 20;
-/// How long a program of the host may take to say what it is.
-const ASK_TIMEOUT: Duration = Duration::from_secs(20);
-/// How many paths a message names.
-const PATHS_SHOWN_MAX: usize = 5;
 
 /// What was found: all good, or what is wrong and how to mend it.
-struct Found {
+pub(crate) struct Found {
     expected: String,
     result: Result<String, Wrong>,
+    /// Where every host of the service must have the same.
+    version: Option<String>,
 }
 
-struct Wrong {
+impl Found {
+    pub(crate) fn new(expected: impl Into<String>, result: Result<String, Wrong>) -> Self {
+        Self { expected: expected.into(), result, version: None }
+    }
+}
+
+/// What is wrong.
+pub(crate) struct Wrong {
     found: String,
     mend: String,
 }
 
-fn wrong(found: impl Into<String>, mend: impl Into<String>) -> Wrong {
+pub(crate) fn wrong(found: impl Into<String>, mend: impl Into<String>) -> Wrong {
     Wrong { found: found.into(), mend: mend.into() }
 }
 
-fn conclude(name: impl Into<String>, outcome: Outcome<Found>) -> Check {
-    let name = name.into();
-    match outcome {
-        Ok(Found { expected, result: Ok(found) }) => {
-            Check { name, outcome: CheckOutcome::Passed, expected, found, mend: String::new() }
+/// A look becomes a check; one that could not be made has failed.
+pub(crate) fn conclude(name: impl Into<String>, outcome: Outcome<Found>) -> Check {
+    let (expected, result, version) = match outcome {
+        Ok(Found { expected, result, version }) => (expected, result, version),
+        Err(error) => {
+            let mend = "see to it that the agent's account can read this, and check again";
+            ("something that can be read".to_owned(), Err(wrong(error.message, mend)), None)
         }
-        Ok(Found { expected, result: Err(Wrong { found, mend }) }) => {
-            Check { name, outcome: CheckOutcome::Failed, expected, found, mend }
-        }
-        Err(error) => Check {
-            name,
-            outcome: CheckOutcome::Failed,
-            expected: "something that can be read".to_owned(),
-            found: error.message,
-            mend: "see to it that the agent's account can read this, and check again".to_owned(),
-        },
-    }
+    };
+    let (outcome, found, mend) = match result {
+        Ok(found) => (CheckOutcome::Passed, found, String::new()),
+        Err(Wrong { found, mend }) => (CheckOutcome::Failed, found, mend),
+    };
+    Check { name: name.into(), outcome, expected, found, mend, version }
+}
+
+/// What a preflight is about.
+pub(crate) struct Asked<'a> {
+    pub(crate) spec: &'a InstanceSpec,
+    pub(crate) requires: &'a Requirements,
+    pub(crate) release_bytes: u64,
+    pub(crate) release: ReleaseId,
+    pub(crate) identity: &'a HostIdentity,
+    pub(crate) secrets: &'a BTreeMap<VariableName, SecretValue>,
 }
 
 /// Makes every check.
-pub(crate) fn check(
-    context: &Context,
-    spec: &InstanceSpec,
-    requires: &Requirements,
-    release_bytes: u64,
-    release: ReleaseId,
-) -> Vec<Check> {
+pub(crate) fn check(context: &Context, asked: &Asked<'_>) -> Vec<Check> {
+    let Asked { spec, requires, release_bytes, release, identity, secrets } = *asked;
     let layout = Layout::new(&spec.root);
     let kind = manager::resolve(spec.manager);
     let manager = manager::of(kind, context.site(spec));
     let mut checks = vec![
+        conclude("identity", surroundings::identity(identity)),
         conclude("root", root(&layout)),
         conclude("ledger", ledger_readable(&layout)),
         conclude("manager", manager_usable(&*manager, kind, spec)),
         conclude("disk", disk(&layout, requires, release_bytes, release)),
     ];
-    checks.extend(packages(&requires.packages));
-    checks.extend(
-        requires
-            .runtimes
-            .iter()
-            .map(|(name, wanted)| conclude(format!("runtime {name}"), runtime(name, wanted))),
-    );
+    checks.extend(requires.memory.map(|wanted| conclude("memory", surroundings::memory(wanted))));
+    checks.extend(software::check(spec, requires, &layout, release));
     for process in spec.processes.values() {
         if let Some(user) = &process.user {
             checks.push(conclude(format!("user {user}"), user_usable(process)));
         }
         checks.push(conclude(format!("logs {}", process.name), logs_apart(&layout, process)));
     }
+    checks.extend(surroundings::check(spec, requires));
     match running(context, &layout, spec) {
         Ok(own) => {
             for process in spec.processes.values() {
@@ -108,7 +116,8 @@ pub(crate) fn check(
         }
         Err(error) => checks.push(conclude("ports", Err(error))),
     }
-    checks.extend(local_changes(&layout));
+    checks.extend(changes::local_changes(&layout));
+    checks.extend(reach::check(&requires.reach, secrets));
     checks
 }
 
@@ -118,10 +127,7 @@ fn root(layout: &Layout) -> Outcome<Found> {
     let expected = format!("{} can be written to", layout.root().display());
     if !metadata.is_dir() {
         let mend = "move it away, or give the service another root".to_owned();
-        return Ok(Found {
-            expected,
-            result: Err(wrong(format!("{} is no directory", place.display()), mend)),
-        });
+        return Ok(Found::new(expected, Err(wrong(format!("{} is no directory", place.display()), mend))));
     }
     let result = match rustix::fs::access(place, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK) {
         Ok(()) => Ok(if place == layout.root() { "it is there" } else { "it can be created" }.to_owned()),
@@ -134,15 +140,12 @@ fn root(layout: &Layout) -> Outcome<Found> {
             ))
         }
     };
-    Ok(Found { expected, result })
+    Ok(Found::new(expected, result))
 }
 
 fn ledger_readable(layout: &Layout) -> Outcome<Found> {
     let ledger = ledger::load(layout)?;
-    Ok(Found {
-        expected: "a readable ledger".to_owned(),
-        result: Ok(format!("generation {}", ledger.generation)),
-    })
+    Ok(Found::new("a readable ledger", Ok(format!("generation {}", ledger.generation))))
 }
 
 fn manager_usable(manager: &dyn Manager, kind: ManagerKind, spec: &InstanceSpec) -> Outcome<Found> {
@@ -158,7 +161,7 @@ fn manager_usable(manager: &dyn Manager, kind: ManagerKind, spec: &InstanceSpec)
         // The message says both.
         Err(error) => Err(wrong(error.message, "see there; `manager` in the fleet file chooses another")),
     };
-    Ok(Found { expected: name.to_owned(), result })
+    Ok(Found::new(name, result))
 }
 
 fn disk(layout: &Layout, requires: &Requirements, release_bytes: u64, release: ReleaseId) -> Outcome<Found> {
@@ -177,59 +180,7 @@ fn disk(layout: &Layout, requires: &Requirements, release_bytes: u64, release: R
     } else {
         Err(wrong(found, "free some space, prune old releases, or put the service on a larger disk"))
     };
-    Ok(Found { expected, result })
-}
-
-fn packages(wanted: &[String]) -> Vec<Check> {
-    let check = |name: &String| {
-        let argv = ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Version}", "--", name];
-        let captured = command::capture(&argv, ASK_TIMEOUT).or_host(|| "ask dpkg-query".to_owned())?;
-        let installed = captured.stdout.lines().find_map(|line| line.strip_prefix("installed "));
-        let result = match installed {
-            Some(version) => Ok(format!("version {version}")),
-            None => Err(wrong("not installed", format!("as root: apt-get install {name}"))),
-        };
-        Ok(Found { expected: "installed".to_owned(), result })
-    };
-    wanted.iter().map(|name| conclude(format!("package {name}"), check(name))).collect()
-}
-
-fn runtime(name: &str, wanted: &str) -> Outcome<Found> {
-    // There is no program `python` on a current Debian.
-    let programs: &[&str] = if name == "python" { &["python3", "python"] } else { &[name] };
-    let mut result =
-        Err(wrong(format!("there is no {name}"), format!("install {name} {wanted} on this host")));
-    for program in programs {
-        // Some say it with a word, and some on the standard error.
-        let asked = command::capture(&[program, "--version"], ASK_TIMEOUT).and_then(|captured| {
-            if captured.status.success() {
-                Ok(captured)
-            } else {
-                command::capture(&[program, "version"], ASK_TIMEOUT)
-            }
-        });
-        let captured = match asked {
-            Err(command::RunError::NotStarted { .. }) => continue,
-            asked => asked.or_host(|| format!("ask {program} for its version"))?,
-        };
-        let version = version::find(&captured.stdout).or_else(|| version::find(&captured.stderr));
-        result = match version {
-            None => Err(wrong(
-                format!("{program} does not say its version"),
-                format!("install {name} {wanted} on this host"),
-            )),
-            Some(version) => match version::meets(&version, wanted) {
-                Ok(true) => Ok(version::shown(&version)),
-                Ok(false) => {
-                    let mend = format!("install {name} {wanted} on this host");
-                    Err(wrong(version::shown(&version), mend))
-                }
-                Err(error) => Err(wrong(error, "write it as in `>=3.11` or `>=2.7.10, <3`")),
-            },
-        };
-        break;
-    }
-    Ok(Found { expected: wanted.to_owned(), result })
+    Ok(Found::new(expected, result))
 }
 
 fn user_usable(process: &Process) -> Outcome<Found> {
@@ -237,7 +188,7 @@ fn user_usable(process: &Process) -> Outcome<Found> {
         Ok(_) => Ok("it exists and can be used".to_owned()),
         Err(error) => Err(wrong(error.message, "create the account, or let the agent be root")),
     };
-    Ok(Found { expected: "an account that processes can be started under".to_owned(), result })
+    Ok(Found::new("an account that processes can be started under", result))
 }
 
 /// Two names can still be one file: by a link.
@@ -256,7 +207,7 @@ fn logs_apart(layout: &Layout, process: &Process) -> Outcome<Found> {
     } else {
         Ok("two files".to_owned())
     };
-    Ok(Found { expected: "one file for each stream".to_owned(), result })
+    Ok(Found::new("one file for each stream", result))
 }
 
 /// The main processes of the instance as they run now.
@@ -289,84 +240,7 @@ fn port_free(port: u16, own: &[u32]) -> Outcome<Found> {
             "stop that process, or give this one another port",
         )),
     };
-    Ok(Found { expected: "free, or held by the service itself".to_owned(), result })
-}
-
-/// What somebody wrote into the active release: data that the next release would not have, and edits that would be lost.
-fn local_changes(layout: &Layout) -> Vec<Check> {
-    let changes = (|| {
-        let active = match ledger::load(layout)?.active {
-            Some(active) => Some(active),
-            None => observe::linked(layout)?,
-        };
-        match (active, observe::depot(layout)?) {
-            (Some(active), Some(depot)) => changes_in(&depot, active),
-            _ => Ok(Vec::new()),
-        }
-    })();
-    let changes = match changes {
-        Ok(changes) => changes,
-        Err(error) => return vec![conclude("data", Err(error))],
-    };
-    let (added, edited): (Vec<_>, Vec<_>) =
-        changes.into_iter().partition(|change| change.kind == ChangeKind::Added);
-    let data = match added.is_empty() {
-        true => Ok("none".to_owned()),
-        false => Err(wrong(
-            format!(
-                "{} were written into the active release and would be missing in the next one",
-                listed(&added)
-            ),
-            format!(
-                "keep them outside of releases: shared = [{}] in the fleet file, and move them to {} on this host",
-                shared_paths(&added),
-                layout.shared().display()
-            ),
-        )),
-    };
-    let edits = match edited.is_empty() {
-        true => Ok("none".to_owned()),
-        false => Err(wrong(
-            format!("{} differ from what was released", listed(&edited)),
-            "take the edits over into the repository, or undo them on this host",
-        )),
-    };
-    vec![
-        conclude(
-            "data",
-            Ok(Found { expected: "no data inside the active release".to_owned(), result: data }),
-        ),
-        conclude(
-            "local edits",
-            Ok(Found { expected: "the active release as it was staged".to_owned(), result: edits }),
-        ),
-    ]
-}
-
-fn changes_in(depot: &HostDepot, active: ReleaseId) -> Outcome<Vec<LocalChange>> {
-    depot.local_changes(active).or_host(|| "compare the active release with what was staged".to_owned())
-}
-
-fn listed(changes: &[LocalChange]) -> String {
-    let shown: Vec<&str> = changes.iter().take(PATHS_SHOWN_MAX).map(|change| change.path.as_str()).collect();
-    match changes.len().saturating_sub(PATHS_SHOWN_MAX) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
-}
-
-/// The paths as the fleet file would name them; what lies in a directory that was added is covered by it.
-fn shared_paths(added: &[LocalChange]) -> String {
-    let all: BTreeSet<&str> = added.iter().map(|change| change.path.as_str()).collect();
-    let is_covered = |path: &str| path.match_indices('/').any(|(at, _)| all.contains(&path[..at]));
-    let has_more_below = |path: &str| {
-        all.iter().any(|other| other.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
-    };
-    let shown = all.iter().filter(|path| !is_covered(path)).take(PATHS_SHOWN_MAX);
-    shown
-        .map(|path| format!("\"{path}{}\"", if has_more_below(path) { "/" } else { "" }))
-        .collect::<Vec<_>>()
-        .join(", ")
+    Ok(Found::new("free, or held by the service itself", result))
 }
 
 #[cfg(test)]
@@ -387,6 +261,14 @@ mod tests {
         }
     }
 
+    fn all(spec: &InstanceSpec, requires: &Requirements) -> Vec<Check> {
+        let (identity, secrets) = (HostIdentity::default(), BTreeMap::new());
+        let release = fixture::mark(1, "v1").id;
+        let asked =
+            Asked { spec, requires, release_bytes: 1, release, identity: &identity, secrets: &secrets };
+        check(&context(), &asked)
+    }
+
     #[test]
     fn every_check_says_what_it_expected_found_and_how_to_mend_it() {
         let root = tempfile::tempdir().unwrap();
@@ -401,11 +283,13 @@ mod tests {
                 .map(|(n, v)| (n.to_owned(), v.to_owned()))
                 .into(),
             packages: vec!["dpkg".to_owned(), "no-such-package".to_owned()],
+            ..Requirements::default()
         };
-        let checks = check(&context(), &spec, &requires, 1, fixture::mark(1, "v1").id);
+        let checks = all(&spec, &requires);
         let port = format!("port {}", held.local_addr().unwrap().port());
         let found: Vec<_> = checks.iter().map(outcome).collect();
         for expected in [
+            ("identity", true),
             ("root", true),
             ("ledger", true),
             ("manager", true),
@@ -448,16 +332,9 @@ mod tests {
         fs::create_dir(layout.state()).unwrap();
         fs::write(layout.ledger(), "{").unwrap();
         let spec = fixture::spec(root.path().to_str().unwrap(), [fixture::process("web", &["sh"])]);
-        let checks = check(&context(), &spec, &Requirements::default(), 1, fixture::mark(1, "v1").id);
+        let checks = all(&spec, &Requirements::default());
         let ledger = checks.iter().find(|check| check.name == "ledger").unwrap();
         assert!(ledger.outcome == CheckOutcome::Failed && ledger.found.contains("damaged"), "{ledger:?}");
         assert!(checks.iter().any(|check| outcome(check) == ("disk", true)));
-    }
-
-    #[test]
-    fn paths_are_proposed_as_the_fleet_file_names_them() {
-        let change = |path: &str| LocalChange { path: path.to_owned(), kind: ChangeKind::Added };
-        let added = ["app.db", "var", "var/a", "var/b", "x/y"].map(change);
-        assert_eq!(shared_paths(&added), r#""app.db", "var/", "x/y""#);
     }
 }

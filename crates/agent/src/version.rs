@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 /// Whether a version meets a requirement; an error when the requirement cannot be read.
 pub(crate) fn meets(version: &[u64], requirement: &str) -> Result<bool, String> {
     for part in requirement.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let operators = [">=", "<=", "==", ">", "<", "="];
+        let operators = [">=", "<=", "==", "!=", ">", "<", "="];
         let operator = operators.into_iter().find(|operator| part.starts_with(operator)).unwrap_or("=");
         let text = part.strip_prefix(operator).unwrap_or(part).trim();
         let wanted =
@@ -16,6 +16,7 @@ pub(crate) fn meets(version: &[u64], requirement: &str) -> Result<bool, String> 
             "<=" => ordering != Ordering::Greater,
             ">" => ordering == Ordering::Greater,
             "<" => ordering == Ordering::Less,
+            "!=" => compare(&version[..version.len().min(wanted.len())], &wanted) != Ordering::Equal,
             // `=3.11` means any 3.11.
             _ => compare(&version[..version.len().min(wanted.len())], &wanted) == Ordering::Equal,
         };
@@ -74,6 +75,8 @@ mod tests {
             ("3.11.1", ">3.11", true),
             ("18.2", "<=18.2.0", true),
             ("1.2", "", true),
+            ("3.11.2", "!=3.11", false),
+            ("3.12.0", ">=3.9, !=3.11.1", true),
         ] {
             assert_eq!(meets(&parse(version).unwrap(), requirement), Ok(met), "{version} {requirement}");
         }

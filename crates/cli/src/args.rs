@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use greenlight_model::check::CheckPattern;
 use greenlight_model::id::{EnvironmentName, HostName, ProcessName, RolloutId, ServiceName};
 
 pub(crate) use lights::{Approve, Evidence, EvidenceAction, EvidenceAdd, Gates, Override, Tick};
@@ -72,6 +73,8 @@ pub(crate) enum Command {
     Build(Build),
     /// List releases and where each runs; mark one bad or good.
     Releases(Releases),
+    /// Check on every host whether a deployment could go there, as one table. Changes nothing.
+    Preflight(Preflight),
     /// Show what a deployment would do, step by step. Changes nothing.
     Plan(Plan),
     /// Bring releases to an environment: staged everywhere, then wave by wave.
@@ -201,6 +204,26 @@ pub(crate) struct Targets {
     /// Only this host; may be repeated. The environment then runs mixed releases, which `status` shows.
     #[arg(long = "host", value_name = "HOST")]
     pub(crate) hosts: Vec<HostName>,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+/// Which failing checks do not stop a deployment.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Overrides {
+    /// Go on though this check of the preflight fails: `disk`, `package libpq5`, or on one host `web2:local edits`. May be
+    /// repeated. It is recorded with the reason, and an approval is for exactly these.
+    #[arg(long = "override", value_name = "CHECK", requires = "reason")]
+    pub(crate) checks: Vec<CheckPattern>,
+    /// Why. It is kept, and stands in the report.
+    #[arg(long, value_name = "WHY", requires = "checks")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Preflight {
+    #[command(flatten)]
+    pub(crate) targets: Targets,
 }
 
 #[derive(Debug, Args)]

@@ -39,6 +39,7 @@ fn run(arguments: Arguments, printer: &Printer) -> Result<Exit, Failure> {
         Command::Schema => commands::check::schema(printer),
         Command::Build(build) => commands::build::run(global, &build, printer),
         Command::Releases(releases) => commands::releases::run(global, &releases, printer),
+        Command::Preflight(preflight) => commands::preflight::run(global, &preflight, printer),
         Command::Plan(plan) => commands::deploy::plan(global, &plan, printer),
         Command::Deploy(deploy) => commands::deploy::deploy(global, &deploy, printer),
         Command::Rollback(rollback) => commands::deploy::rollback(global, &rollback, printer),

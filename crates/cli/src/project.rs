@@ -1,6 +1,6 @@
 //! The project that a command works on: its fleet file, its depot and its record log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -148,6 +148,25 @@ impl Project {
         Ok(Artifacts { depot: self.depot()?, secrets, evidence_directory: self.evidence_directory()? })
     }
 
+    /// The secrets that a preflight asks outside services with. One that cannot be had is told, and its check fails.
+    pub(crate) fn secrets_to_reach(
+        &self,
+        environment: &Environment,
+        printer: &Printer,
+    ) -> BTreeMap<VariableName, SecretValue> {
+        let services = environment.hosts.keys().filter_map(|service| self.fleet.services.get(service));
+        let names: BTreeSet<VariableName> = services.flat_map(|service| service.requires.secrets()).collect();
+        let mut values = BTreeMap::new();
+        for name in names {
+            let one = BTreeSet::from([name]);
+            match greenlight_controller::resolve_secrets(&self.fleet, &one, &self.directory) {
+                Ok(value) => values.extend(value),
+                Err(error) => printer.warning(Failure::from_error(Exit::Failed, &error).message),
+            }
+        }
+        values
+    }
+
     fn secrets(
         &self,
         environment: &Environment,
@@ -156,7 +175,7 @@ impl Project {
             .hosts
             .keys()
             .filter_map(|service| self.fleet.services.get(service))
-            .flat_map(|service| service.secrets.iter().cloned())
+            .flat_map(|service| service.secrets.iter().cloned().chain(service.requires.secrets()))
             .collect();
         greenlight_controller::resolve_secrets(&self.fleet, &names, &self.directory)
     }
@@ -180,6 +199,11 @@ impl<'a> Connected<'a> {
     /// Asks every host and balancer.
     pub(crate) async fn gather(&self, log: &Log) -> (Arc<Gatherer>, Gathered) {
         self.project.gather_over(Arc::clone(&self.hosts), self.environment, log).await
+    }
+
+    /// The hosts.
+    pub(crate) fn hosts(&self) -> &Arc<Hosts> {
+        &self.hosts
     }
 
     /// Runs what talks to the hosts to its end.
@@ -222,16 +246,50 @@ pub(crate) fn read(path: &Path) -> Result<(String, String), Failure> {
     Ok((name, text))
 }
 
-/// Who works here: `user@machine`.
+/// Who works here: `user@machine`, for records and roles.
+///
+/// The kernel says who it is, not the environment, which anybody can set: the account that somebody logged in with, which
+/// stays the same through `sudo` and `su` (`/proc/self/loginuid`); where nobody logged in (a service, a container), the account
+/// that this runs under, and for root the one that called `sudo`. Whoever may write to the project's records can still write
+/// anything there: on one machine that is what their permissions are for.
 fn who() -> String {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| {
-        // Without a login (cron, CI) there is still an account.
-        let uid = rustix::process::getuid().as_raw();
-        let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        account(&accounts, uid).map_or_else(|| format!("uid{uid}"), str::to_owned)
-    });
     let machine = rustix::system::uname();
+    let user = person_of_a_test().unwrap_or_else(|| {
+        let login = std::fs::read_to_string("/proc/self/loginuid").ok();
+        let own = rustix::process::getuid().as_raw();
+        let uid = person(login.as_deref(), own, std::env::var("SUDO_UID").ok().as_deref());
+        account_name(uid)
+    });
     format!("{user}@{}", machine.nodename().to_string_lossy())
+}
+
+/// In a build for tests, several people can work under one account.
+fn person_of_a_test() -> Option<String> {
+    if cfg!(debug_assertions) { std::env::var("GREENLIGHT_TEST_PERSON").ok() } else { None }
+}
+
+/// The number of the account that stands for the person: `login` as the kernel shows it, `own` that of this process, `sudo` what
+/// `sudo` leaves behind, which only root could have made up.
+fn person(login: Option<&str>, own: u32, sudo: Option<&str>) -> u32 {
+    // Nobody logged in: what began this is no session.
+    const UNSET: u32 = u32::MAX;
+    let login = login.and_then(|text| text.trim().parse().ok()).filter(|uid| *uid != UNSET);
+    let caller = || sudo.filter(|_| own == 0)?.parse().ok();
+    // Somebody who logged in as root and is no more to be told from others is root.
+    login.or_else(caller).unwrap_or(own)
+}
+
+/// The name of an account, also of one that a directory service knows.
+fn account_name(uid: u32) -> String {
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    if let Some(name) = account(&accounts, uid) {
+        return name.to_owned();
+    }
+    // A machine without `getent` has no directory service either.
+    let asked = std::process::Command::new("getent").args(["passwd", &uid.to_string()]).output();
+    let printed =
+        asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    account(&printed, uid).map_or_else(|| format!("uid{uid}"), str::to_owned)
 }
 
 /// The name of an account in a file like `/etc/passwd`, when it is in there.
@@ -255,13 +313,30 @@ pub(crate) fn runtime() -> Result<Runtime, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::account;
+    use super::{account, person};
 
     #[test]
     fn an_account_is_found_by_its_number() {
         let accounts = "root:x:0:0:root:/root:/bin/sh\nbroken\n:x:7:7::/:\ndeploy:x:1000:1000:,,,:/home/deploy:/bin/bash\n";
         for (uid, name) in [(0, Some("root")), (1000, Some("deploy")), (7, None), (100, None)] {
             assert_eq!(account(accounts, uid), name, "{uid}");
+        }
+    }
+
+    #[test]
+    fn a_person_is_who_logged_in_whatever_the_account() {
+        for (login, own, sudo, uid) in [
+            (Some("1001\n"), 1001, None, 1001),
+            (Some("1001\n"), 0, Some("1001"), 1001),
+            // A shared account, and one that would like to be somebody else.
+            (Some("1001\n"), 1500, Some("1002"), 1001),
+            (Some("4294967295"), 1500, Some("1002"), 1500),
+            (Some("4294967295"), 0, Some("1002"), 1002),
+            (None, 0, Some("x"), 0),
+            (None, 1001, None, 1001),
+            (Some("0"), 0, Some("1002"), 0),
+        ] {
+            assert_eq!(person(login, own, sudo), uid, "{login:?} {own} {sudo:?}");
         }
     }
 }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use greenlight_model::fleet::{
-    After, Balancer, BalancerKind, BatchSize, BecomeRoot, Environment, Fleet, Floor, Health, HostSettings,
-    LinkKind, ManagerKind, Migration, OnFailure, Process, Profile, Requirements, SecretSource, Service,
+    After, Balancer, BalancerKind, BatchSize, BecomeRoot, Environment, Fleet, Floor, Health, HostIdentity,
+    HostSettings, LinkKind, ManagerKind, Migration, OnFailure, Process, Profile, SecretSource, Service,
     Smoke, Source, Strategy, Timeouts,
 };
 use greenlight_model::gate::Gates;
@@ -18,6 +18,7 @@ use crate::check::{Sites, balancers, floor, service_behind, sites};
 use crate::gates;
 use crate::language::{self, Amount, FleetFile};
 use crate::read::{Key, List, Map};
+use crate::requires;
 use crate::text::{HaproxyPlace, Limit, Link, LogPath, StrategyKind};
 
 const KEEP_RELEASES: u32 = 5;
@@ -80,7 +81,7 @@ fn build_service(name: &ServiceName, service: &language::Service) -> Option<Serv
         exclude: list(&service.exclude, |glob| glob.0.clone()),
         shared: list(&service.shared, |path| path.0.clone()),
         prepare: list(&service.prepare, |step| step.0.clone()),
-        requires: service.requires.value().map(requirements).unwrap_or_default(),
+        requires: service.requires.value().map(requires::build).unwrap_or_default(),
         migrate: match service.migrate.value() {
             Some(migrate) => Some(Migration {
                 argv: migrate.0.run.value()?.0.clone(),
@@ -92,18 +93,6 @@ fn build_service(name: &ServiceName, service: &language::Service) -> Option<Serv
         secrets: list(&service.secrets, VariableName::clone).into_iter().collect(),
         keep_releases: service.keep_releases.value().map_or(KEEP_RELEASES, |count| count.0),
     })
-}
-
-fn requirements(requires: &language::Requires) -> Requirements {
-    Requirements {
-        disk: requires.disk.value().copied(),
-        runtimes: requires
-            .runtimes
-            .good()
-            .map(|(name, version)| (name.value.clone(), version.0.clone()))
-            .collect(),
-        packages: list(&requires.packages, |package| package.0.clone()),
-    }
 }
 
 fn build_process(name: &ProcessName, process: &language::Process) -> Option<Process> {
@@ -224,6 +213,10 @@ fn host_settings(host: &HostName, environment: &language::Environment, sites: &S
             .or(environment.become_root.value())
             .copied()
             .unwrap_or(BecomeRoot::Auto),
+        identity: HostIdentity {
+            hostname: sites.stated(host, |settings| &settings.hostname).map(|name| name.0.clone()),
+            os: sites.stated(host, |settings| &settings.os).map(|os| os.0.clone()),
+        },
     }
 }
 
@@ -298,7 +291,7 @@ fn limit(stated: &Key<Limit>, usual: Duration) -> Duration {
     stated.value().map_or(usual, |limit| limit.0)
 }
 
-fn list<T, U>(stated: &Key<List<T>>, convert: impl Fn(&T) -> U) -> Vec<U> {
+pub(crate) fn list<T, U>(stated: &Key<List<T>>, convert: impl Fn(&T) -> U) -> Vec<U> {
     stated.items().map(|item| convert(&item.value)).collect()
 }
 

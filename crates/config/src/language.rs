@@ -8,7 +8,7 @@ use greenlight_model::fleet::{BecomeRoot, ManagerKind, OnFailure};
 use greenlight_model::id::{
     EnvironmentName, HostName, ProcessName, ProfileName, RoleName, ServiceName, UserName, VariableName,
 };
-use greenlight_model::quantity::{ByteSize, Percent};
+use greenlight_model::quantity::Percent;
 use serde_json::{Value, json};
 use toml::de::DeValue;
 
@@ -16,12 +16,12 @@ use crate::canary::{CanaryTable, ComparisonTable};
 use crate::gates::{GateTable, Member};
 use crate::problem::Problems;
 use crate::read::{
-    At, Example, Field, Key, List, Map, Node, OneOrMany, Read, Refusal, Short, Shorthand, Table, TableReader,
-    in_text_order, read_integer, table,
+    At, Key, List, Map, Node, OneOrMany, Read, Refusal, Short, Shorthand, Table, read_integer, table,
 };
+use crate::requires::Requires;
 use crate::text::{
     AbsolutePath, Address, Command, Glob, HaproxyPlace, HostPattern, Lease, Limit, Line, Link, LogPath,
-    PackageName, RelativePath, Script, SocketPlace, StrategyKind, UrlPath, VersionRequirement, Word,
+    RelativePath, Script, SocketPlace, StrategyKind, UrlPath, Word,
 };
 
 table! {
@@ -53,7 +53,7 @@ table! {
         shared: List<RelativePath> = "[\"var/uploads/\", \"config/local.ini\"]",
         /// Steps on each host before anything is switched, each a script for `sh -e` run in the release's directory.
         prepare: List<Script> = "[\"python3 -m venv venv\", \"venv/bin/pip install -r requirements.txt\"]",
-        /// What a host must have: disk, packages, and versions of runtimes.
+        /// What a host must have: disk, memory, packages, versions of runtimes, outside services.
         requires: Requires = "{ python = \">=3.11\", packages = [\"libpq5\"], disk = \"2GiB\" }",
         /// What changes the database: a command, run once per rollout in the new release's directory on one host.
         migrate: Short<Migrate> = "\"venv/bin/alembic upgrade head\"",
@@ -233,6 +233,10 @@ table! {
         manager: ManagerKind = "\"systemd\"",
         /// Whether Greenlight becomes root. Default: the environment's.
         become_root: BecomeRoot = "\"never\"",
+        /// The name that the host must call itself, before anything changes there.
+        hostname: Word = "\"ol-web3\"",
+        /// The operating system that it must have: the beginning of `PRETTY_NAME` in its `/etc/os-release`.
+        os: Line = "\"Debian GNU/Linux 12\"",
     }
 }
 
@@ -303,86 +307,6 @@ table! {
         drain: Duration = "\"30s\"",
         /// Waiting for the balancer to see an instance as up. Default: 30s.
         admit: Limit = "\"30s\"",
-    }
-}
-
-/// What a host must have: fixed keys, and every other key is a runtime.
-#[derive(Debug, Default)]
-pub(crate) struct Requires {
-    pub(crate) disk: Key<ByteSize>,
-    pub(crate) packages: Key<List<PackageName>>,
-    pub(crate) runtimes: Map<String, VersionRequirement>,
-}
-
-const DISK_EXAMPLE: &str = "\"2GiB\"";
-const PACKAGES_EXAMPLE: &str = "[\"libpq5\"]";
-
-impl Table for Requires {
-    const TITLE: &'static str = "the requirements";
-    const DESCRIPTION: &'static str = "What a host must have before a release may go there. Every key besides `disk` and \
-        `packages` is a runtime with the versions that will do: `python = \">=3.11\"`.";
-    const FIELDS: &'static [Field] = &[
-        Field {
-            key: "disk",
-            description: "Free disk under the service's directory.",
-            example: DISK_EXAMPLE,
-            required: false,
-            schema: <ByteSize as Read>::schema,
-        },
-        Field {
-            key: "packages",
-            description: "Debian packages that must be installed.",
-            example: PACKAGES_EXAMPLE,
-            required: false,
-            schema: <List<PackageName> as Read>::schema,
-        },
-    ];
-}
-
-impl Read for Requires {
-    const EXPECTED: &'static str = "a table";
-
-    fn read(node: Node<'_>, problems: &mut Problems) -> Option<Self> {
-        let DeValue::Table(table) = node.value.get_ref() else {
-            node.wrong_type(Self::EXPECTED, problems);
-            return None;
-        };
-        let reader = TableReader::over(table);
-        let mut requires = Self {
-            disk: reader.key("disk", DISK_EXAMPLE, problems),
-            packages: reader.key("packages", PACKAGES_EXAMPLE, problems),
-            runtimes: Map::default(),
-        };
-        for (key, value) in in_text_order(table) {
-            let name = key.get_ref().as_ref();
-            if matches!(name, "disk" | "packages") {
-                continue;
-            }
-            let span = key.span();
-            // A misspelt `packages` holds no version; say what it is near to instead of what a version looks like.
-            let meant = crate::problem::nearest(name, ["disk", "packages"]);
-            if let (Some(meant), false) = (meant, value.get_ref().is_str()) {
-                let message = format!("`{name}` is not a key of {}", Self::TITLE);
-                problems.error("unknown-key", &span, message, format!("did you mean `{meant}`?"));
-                continue;
-            }
-            let example = Example { key: name, value: "\">=3.11\"" };
-            let entry = Node { name, key: &span, value, example, is_entry: false };
-            match <VersionRequirement as Read>::read(entry, problems) {
-                Some(version) => {
-                    let version = Key::Is(At { span: entry.span(), value: version });
-                    requires.runtimes.entries.push((At { span, value: name.to_owned() }, version));
-                }
-                None => requires.runtimes.complete = false,
-            }
-        }
-        Some(requires)
-    }
-
-    fn schema() -> Value {
-        let mut schema = crate::read::table_schema::<Self>();
-        schema["additionalProperties"] = <VersionRequirement as Read>::schema();
-        schema
     }
 }
 

@@ -16,6 +16,7 @@ pub mod init;
 mod problem;
 mod range;
 mod read;
+mod requires;
 // Its macro is for those below.
 #[macro_use]
 mod text;

@@ -16,8 +16,8 @@ use crate::gates::{
     Traffic,
 };
 use crate::language::{
-    After, Balancer, Environment, FleetFile, Health, Host, Migrate, Process, Profile, Requires, Secret,
-    Service, Smoke, Source, Timeouts as TimeoutsTable,
+    After, Balancer, Environment, FleetFile, Health, Host, Migrate, Process, Profile, Secret, Service, Smoke,
+    Source, Timeouts as TimeoutsTable,
 };
 use crate::problem::Problems;
 use crate::read::{Example, Node, Table};
@@ -62,7 +62,8 @@ fn every_key_is_accepted_with_its_own_example() {
     check_examples::<Service>();
     check_examples::<Source>();
     check_examples::<Migrate>();
-    check_examples::<Requires>();
+    check_examples::<crate::requires::Requires>();
+    check_examples::<crate::requires::ReachTable>();
     check_examples::<Process>();
     check_examples::<Health>();
     check_examples::<Profile>();

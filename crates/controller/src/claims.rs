@@ -58,6 +58,7 @@ mod tests {
             started_by: "op@desk".to_owned(),
             digest: None,
             is_partial: false,
+            overrides: BTreeMap::new(),
         };
         (plan.id.clone(), Rollout { outcome, ..Rollout::new(plan, Timestamp::UNIX_EPOCH) })
     }

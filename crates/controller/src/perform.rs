@@ -11,10 +11,9 @@ use greenlight_link::connection::ObjectSource;
 use greenlight_link::message::{Event, Reply, Request, SecretValue};
 use greenlight_model::action::{Action, ActionDetail, ActionResult, Blame, OUTPUT_LINES_MAX};
 use greenlight_model::charter::{CHARTER_COPIES_MAX, Charter};
+use greenlight_model::check::{Check, CheckOutcome};
 use greenlight_model::fleet::{Environment, Process, Service};
-use greenlight_model::host::{
-    Check, CheckOutcome, ClaimRequest, Desired, HostReport, InstanceSpec, ReleaseMark,
-};
+use greenlight_model::host::{ClaimRequest, Desired, HostReport, InstanceSpec, ReleaseMark};
 use greenlight_model::id::{Generation, HostName, Instance, ReleaseId, RolloutId, ServiceName, VariableName};
 use greenlight_model::manifest::Release;
 use greenlight_model::rollout::{Direction, Plan};
@@ -23,6 +22,7 @@ use greenlight_model::traffic::BalancerReport;
 use crate::gather::{Gatherer, Look};
 use crate::hosts::HostError;
 use crate::objects::DepotObjects;
+use crate::preflight;
 use crate::progress::{Progress, ProgressSink};
 use crate::spec::mark;
 
@@ -153,20 +153,18 @@ impl Performer {
         match action {
             Action::Preflight { release, .. } => {
                 let service = self.service(gatherer, instance, Some(*release))?;
-                let request = Request::Preflight {
-                    spec: spec(Some(*release))?,
-                    requires: service.requires.clone(),
-                    release_bytes: self.release(*release)?.bytes,
-                    release: *release,
+                let question = preflight::Question {
+                    environment: &self.environment,
+                    instance,
+                    service,
+                    release: self.release(*release)?,
+                    plan: &self.plan,
+                    secrets: &self.artifacts.secrets,
                 };
-                match hosts.call(host, request, timeouts.activate, watch).await? {
-                    Reply::Checked(checks) => {
-                        let failed = failed_checks(host, &checks);
-                        inside.lock().unwrap_or_else(PoisonError::into_inner).checks = checks;
-                        failed.map_or(Ok(()), |why| Err(host_failed(why)))
-                    }
-                    other => Err(unexpected(host, &other)),
-                }
+                let checks = preflight::look(hosts, &question, watch).await?;
+                let failed = failed_checks(host, &checks);
+                inside.lock().unwrap_or_else(PoisonError::into_inner).checks = checks;
+                failed.map_or(Ok(()), |why| Err(host_failed(why)))
             }
             Action::Claim { .. } => {
                 if let Some(rollout) = ended {
@@ -448,10 +446,10 @@ fn failed_checks(host: &HostName, checks: &[Check]) -> Option<String> {
     (!failed.is_empty()).then(|| failed.join("\n"))
 }
 
-fn host_failed(why: String) -> HostError {
+pub(crate) fn host_failed(why: String) -> HostError {
     HostError { why, blame: Blame::Host, is_unreachable: false, output: Vec::new() }
 }
 
-fn unexpected(host: &HostName, reply: &Reply) -> HostError {
+pub(crate) fn unexpected(host: &HostName, reply: &Reply) -> HostError {
     HostError { blame: Blame::Passing, ..host_failed(format!("{host}: unexpected answer {reply:?}")) }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use greenlight_gates::{Asked, PlanNow, gates};
 use greenlight_model::Timestamp;
+use greenlight_model::check::CheckPattern;
 use greenlight_model::fleet::{Environment, Fleet, Service};
 use greenlight_model::history::History;
 use greenlight_model::id::{
@@ -29,6 +30,8 @@ pub struct Wanted {
     pub targets: BTreeMap<ServiceName, ReleaseId>,
     /// Only these hosts; all when empty.
     pub hosts: BTreeSet<HostName>,
+    /// The checks that do not stop it though they fail, each with the reason.
+    pub overrides: BTreeMap<CheckPattern, String>,
     /// Who asks: `user@machine`.
     pub by: String,
     /// Whether they ask for the rollout; else they only look, and it will be somebody else's.
@@ -162,6 +165,7 @@ pub fn prepare(
         started_by: wanted.by.clone(),
         digest: None,
         is_partial: !wanted.hosts.is_empty(),
+        overrides: wanted.overrides.clone(),
     };
     let mut unapplied = BTreeSet::new();
     let mut services: BTreeMap<ServiceName, Service> = BTreeMap::new();

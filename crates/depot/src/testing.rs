@@ -172,7 +172,7 @@ pub(crate) fn service(steps: &[&str]) -> greenlight_model::fleet::Service {
         exclude: Vec::new(),
         shared: Vec::new(),
         prepare: Vec::new(),
-        requires: greenlight_model::fleet::Requirements::default(),
+        requires: greenlight_model::requirements::Requirements::default(),
         migrate: None,
         processes: BTreeMap::new(),
         secrets: std::collections::BTreeSet::new(),

@@ -128,6 +128,7 @@ impl Site {
             started_by: "op@desk".to_owned(),
             digest: None,
             is_partial,
+            overrides: BTreeMap::new(),
         };
         self.record(RecordBody::RolloutStarted { plan, services: BTreeMap::new() });
         if let Some(outcome) = ended {

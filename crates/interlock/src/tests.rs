@@ -7,8 +7,8 @@ use greenlight_model::Timestamp;
 use greenlight_model::action::Action;
 use greenlight_model::canary::{CanaryStep, Until};
 use greenlight_model::fleet::{
-    Balancer, BalancerKind, BecomeRoot, Environment, Floor, HostSettings, LinkKind, ManagerKind, OnFailure,
-    Strategy, Timeouts,
+    Balancer, BalancerKind, BecomeRoot, Environment, Floor, HostIdentity, HostSettings, LinkKind,
+    ManagerKind, OnFailure, Strategy, Timeouts,
 };
 use greenlight_model::host::{
     Claim, Guard, HostFacts, HostReport, InstanceReport, Ledger, LedgerEntry, LedgerEvent,
@@ -45,6 +45,7 @@ pub(crate) fn world() -> World {
         ports: BTreeMap::new(),
         manager: ManagerKind::Auto,
         become_root: BecomeRoot::Auto,
+        identity: HostIdentity::default(),
     };
     let environment = Environment {
         name: "production".parse().unwrap(),
@@ -85,6 +86,7 @@ pub(crate) fn world() -> World {
         started_by: "op@desk".to_owned(),
         digest: None,
         is_partial: false,
+        overrides: BTreeMap::new(),
     };
     let facts =
         |title: &str| ReleaseFacts { title: title.to_owned(), service: "web".parse().unwrap(), bad: None };

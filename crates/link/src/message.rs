@@ -13,18 +13,20 @@ use std::time::Duration;
 use greenlight_model::Timestamp;
 use greenlight_model::action::Blame;
 use greenlight_model::charter::Charter;
-use greenlight_model::fleet::{Migration, Requirements};
+use greenlight_model::check::Check;
+use greenlight_model::fleet::{HostIdentity, Migration};
 use greenlight_model::host::{
-    Check, Claim, ClaimRequest, Desired, HostFacts, HostReport, InstanceReport, InstanceSpec, ReleaseMark,
+    Claim, ClaimRequest, Desired, HostFacts, HostReport, InstanceReport, InstanceSpec, ReleaseMark,
 };
 use greenlight_model::id::{ContentHash, Generation, ProcessName, ReleaseId, RolloutId, VariableName};
 use greenlight_model::manifest::Manifest;
 use greenlight_model::quantity::{duration_ms, optional_duration_ms};
+use greenlight_model::requirements::Requirements;
 use greenlight_model::sample::HostSample;
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol. Over ssh both ends are the same build; agents that dial in may be older.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Anything that travels as JSON in one frame.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,11 +76,17 @@ pub enum Request {
         /// The instance as it is to be.
         spec: InstanceSpec,
         /// What the host must have.
-        requires: Requirements,
+        requires: Box<Requirements>,
         /// The release's size in bytes, for the disk check.
         release_bytes: u64,
         /// Whether the host already holds the release may be found by this.
         release: ReleaseId,
+        /// Who the host must prove to be.
+        #[serde(default)]
+        identity: HostIdentity,
+        /// The values of the secrets that its outside services are asked with.
+        #[serde(default)]
+        secrets: BTreeMap<VariableName, SecretValue>,
     },
     /// Take or renew the lease. Answered by [`Reply::Claimed`], or refused with the holder.
     Claim {
@@ -293,7 +301,12 @@ pub enum Reply {
         report: Box<HostReport>,
     },
     /// What the checks found.
-    Checked(Vec<Check>),
+    Checked {
+        /// The host's own clock, right after the checks.
+        at: Timestamp,
+        /// Each of them.
+        checks: Vec<Check>,
+    },
     /// The lease, as granted.
     Claimed(Claim),
     /// The charter, when the host keeps one.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::Check;
+use crate::check::Check;
 use crate::id::{Generation, HostName, Instance, ReleaseId};
 use crate::quantity::Percent;
 

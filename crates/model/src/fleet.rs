@@ -13,7 +13,8 @@ use crate::gate::{Gates, Roles};
 use crate::id::{
     EnvironmentName, HostName, Instance, ProcessName, ProfileName, ServiceName, UserName, VariableName,
 };
-use crate::quantity::{ByteSize, Percent, duration_ms};
+use crate::quantity::{Percent, duration_ms};
+use crate::requirements::Requirements;
 
 /// All services and environments.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,17 +87,6 @@ pub struct Source {
     pub branch: Option<String>,
     /// The directory inside the repository that is the service; the whole repository when absent.
     pub directory: Option<String>,
-}
-
-/// What a host must have before a release may go there.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Requirements {
-    /// Free disk under the service's root.
-    pub disk: Option<ByteSize>,
-    /// Version requirement per runtime: `python = ">=3.11"`.
-    pub runtimes: BTreeMap<String, String>,
-    /// Debian packages that must be installed.
-    pub packages: Vec<String>,
 }
 
 /// The step that changes a database.
@@ -218,6 +208,19 @@ pub struct HostSettings {
     pub manager: ManagerKind,
     /// Whether the agent must be root (`sudo -n` when the user is not).
     pub become_root: BecomeRoot,
+    /// Who the host must prove to be, before anything changes there.
+    #[serde(default)]
+    pub identity: HostIdentity,
+}
+
+/// What a host says of itself when it is the one that is meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostIdentity {
+    /// The name it calls itself.
+    pub hostname: Option<String>,
+    /// Its operating system: the words with which its name in `/etc/os-release` begins (`Debian GNU/Linux 12`).
+    pub os: Option<String>,
 }
 
 /// How a host is reached.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use crate::Timestamp;
 use crate::action::{Action, ActionResult, Blame, Verb};
 use crate::charter::{Charter, Found};
+use crate::check::Check;
 use crate::decision::Running;
 use crate::evidence::Recorded;
 use crate::fleet::Service;
@@ -77,9 +78,9 @@ impl History {
                 let before = open.migrated_before.get(&action.instance().service).cloned();
                 self.migrates(environment, action, None, before);
             }
-            RecordBody::ActionFinished { rollout, action, result, .. } => {
+            RecordBody::ActionFinished { rollout, action, result, detail, .. } => {
                 let open = self.open_mut(rollout)?;
-                finish(open, action, result, record.at);
+                finish(open, action, result, &detail.checks, record.at);
                 let environment = open.plan.environment.clone();
                 let before = open.migrated_before.get(&action.instance().service).cloned();
                 self.migrates(environment, action, Some(result), before);
@@ -287,7 +288,7 @@ fn begin(rollout: &mut Rollout, action: &Action, at: Timestamp) {
     }
 }
 
-fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, at: Timestamp) {
+fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, checks: &[Check], at: Timestamp) {
     // An answer that comes after another action was begun there does not end that one.
     if rollout.under_way.get(action.instance()).is_some_and(|begun| begun.action == *action) {
         rollout.under_way.remove(action.instance());
@@ -305,6 +306,13 @@ fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, at: Tim
     match action {
         Action::Preflight { instance, .. } => {
             rollout.checked.insert(instance.clone());
+            let overridden = |check: &&Check| rollout.plan.override_of(&instance.host, &check.name).is_some();
+            let compared = checks.iter().filter(|check| !overridden(check));
+            let versions: BTreeMap<String, String> =
+                compared.filter_map(|check| Some((check.name.clone(), check.version.clone()?))).collect();
+            if !versions.is_empty() {
+                rollout.versions.insert(instance.clone(), versions);
+            }
         }
         Action::Smoke { instance, .. } => {
             rollout.smoked.insert(instance.clone());
@@ -415,6 +423,7 @@ mod tests {
             started_by: "op@desk".to_owned(),
             digest: None,
             is_partial: false,
+            overrides: BTreeMap::new(),
         }
     }
 

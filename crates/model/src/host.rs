@@ -385,31 +385,6 @@ pub enum Answer {
     },
 }
 
-/// One result of the checks before anything changes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Check {
-    /// Which check: "disk", "data", "port", "runtime python", "package libpq5", "manager" …
-    pub name: String,
-    /// Whether the rollout may go on.
-    pub outcome: CheckOutcome,
-    /// What was expected.
-    pub expected: String,
-    /// What was found.
-    pub found: String,
-    /// How to mend it; empty when it passed.
-    pub mend: String,
-}
-
-/// How a check ended. What could not be read has failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CheckOutcome {
-    /// As expected.
-    Passed,
-    /// Not as expected, or unreadable.
-    Failed,
-}
-
 /// A wish to claim an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimRequest {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::Timestamp;
 use crate::action::{Action, Blame, Verb};
 use crate::canary::{CanaryProgress, CanaryStep};
+use crate::check::CheckPattern;
 use crate::decision::Outcome;
 use crate::id::{
     EnvironmentName, Generation, HostName, Instance, PlanDigest, ReleaseId, RolloutId, ServiceName,
@@ -40,6 +41,18 @@ pub struct Plan {
     /// whole environment.
     #[serde(default)]
     pub is_partial: bool,
+    /// The checks that do not stop it though they fail, each with who asked's reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub overrides: BTreeMap<CheckPattern, String>,
+}
+
+impl Plan {
+    /// Why a check on a host does not stop it, when somebody overrode that.
+    #[must_use]
+    pub fn override_of(&self, host: &HostName, check: &str) -> Option<&str> {
+        let covering = self.overrides.iter().find(|(pattern, _)| pattern.covers(host, check));
+        covering.map(|(_, reason)| reason.as_str())
+    }
 }
 
 /// Forward to something new, or back to something that ran before.
@@ -156,6 +169,9 @@ pub struct Rollout {
     pub held: Option<Held>,
     /// Instances that passed their preflight.
     pub checked: BTreeSet<Instance>,
+    /// What preflights found that every host of a service must have at the same version, by check.
+    #[serde(default)]
+    pub versions: BTreeMap<Instance, BTreeMap<String, String>>,
     /// Instances whose smoke start passed.
     pub smoked: BTreeSet<Instance>,
     /// Migrations that were begun, and whether they are done.
@@ -248,6 +264,7 @@ impl Rollout {
             course: Course::Forward,
             held: None,
             checked: BTreeSet::new(),
+            versions: BTreeMap::new(),
             smoked: BTreeSet::new(),
             migrations: BTreeMap::new(),
             migrated_before: BTreeMap::new(),

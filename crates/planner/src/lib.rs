@@ -22,4 +22,5 @@ mod wave;
 mod waves;
 
 pub use decide::decide;
+pub use prepare::objections;
 pub use waves::waves;

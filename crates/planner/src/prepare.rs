@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenlight_model::action::{Action, Verb};
+use greenlight_model::check;
 use greenlight_model::decision::{Decision, Step, Wait};
 use greenlight_model::host::MigrationTrace;
 use greenlight_model::id::{HostName, ReleaseId, ServiceName};
 use greenlight_model::rollout::{Direction, MigrationState, Note};
 use greenlight_model::traffic::{Admission, BalancerReport};
+use greenlight_model::world::World;
 
 use crate::decide::{Phase, conclude};
 use crate::failure::{GivenUp, Verdict, guilty, judge, list};
@@ -47,6 +49,7 @@ pub(crate) fn preflight(view: &View<'_>) -> Phase {
     }
     if !view.has_changed() {
         whys.extend(otherwise_than_planned(view));
+        whys.extend(uneven_versions(view));
         whys.extend(unknown_servers(view));
         whys.extend(servers_in_maintenance(view));
         whys.extend(impossible_floor(view));
@@ -83,6 +86,29 @@ fn otherwise_than_planned(view: &View<'_>) -> Vec<String> {
         ))
     });
     described.collect()
+}
+
+/// Hosts of one service that differ in what must be the same on all: they would answer differently for the same request.
+fn uneven_versions(view: &View<'_>) -> Vec<String> {
+    let versions = &view.rollout().versions;
+    if versions.is_empty() {
+        return Vec::new();
+    }
+    let uneven = check::uneven(versions).into_iter();
+    uneven.map(|uneven| format!("{}: not the same version everywhere: {uneven}", uneven.service)).collect()
+}
+
+/// What stands against a rollout beyond what its hosts say: balancers that cannot be read or do not know a host, servers that a
+/// person took out, a floor that no wave could keep.
+#[must_use]
+pub fn objections(world: &World) -> Vec<String> {
+    let view = &View::new(world);
+    let unread = unread_balancers(view).into_iter().map(|(title, why)| format!("{title}: {why}"));
+    let mut whys: Vec<String> = unread.collect();
+    whys.extend(unknown_servers(view));
+    whys.extend(servers_in_maintenance(view));
+    whys.extend(impossible_floor(view));
+    whys
 }
 
 /// A balancer that answers and does not know an instance would leave it without requests for ever.

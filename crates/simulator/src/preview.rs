@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, Verb};
+use greenlight_model::check::CheckPattern;
 use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::id::Instance;
 use greenlight_model::rollout::Note;
@@ -25,6 +26,8 @@ pub struct Preview {
     pub steps: Vec<PreviewStep>,
     /// The turns the rollout would take of its own.
     pub notes: Vec<PreviewNote>,
+    /// The checks that would not stop it though they fail.
+    pub overrides: Vec<CheckPattern>,
     /// Gates that are not green. The steps are those that follow once they are.
     pub gates: Vec<Gate>,
     /// How it would end; none when it would wait for something that time alone does not bring, a gate among them.
@@ -74,6 +77,7 @@ pub fn preview(world: &World) -> Preview {
     let mut preview = Preview {
         steps: Vec::new(),
         notes: Vec::new(),
+        overrides: simulation.world().rollout.plan.overrides.keys().cloned().collect(),
         waits: Vec::new(),
         gates: Vec::new(),
         outcome: None,
@@ -148,6 +152,9 @@ impl Preview {
                 let _ = write!(text, " generation {generation}");
             }
             text.push('\n');
+        }
+        for pattern in &self.overrides {
+            let _ = writeln!(text, "override {pattern}");
         }
         text
     }

@@ -75,6 +75,7 @@ pub(crate) fn world(hosts: usize) -> Result<World, Error> {
         started_by: "op@desk".to_owned(),
         digest: None,
         is_partial: false,
+        overrides: BTreeMap::new(),
     };
     let releases = names.iter().flat_map(|name| {
         [(OLD, "v1"), (NEW, "v2")].map(|(number, title)| {

@@ -11,8 +11,9 @@ use crate::support::{
 };
 use greenlight_link::message::Request;
 use greenlight_model::action::Blame;
+use greenlight_model::check::CheckOutcome;
 use greenlight_model::fleet::{ManagerKind, Smoke};
-use greenlight_model::host::{CheckOutcome, ProcessState};
+use greenlight_model::host::ProcessState;
 
 /// What of a manager the scenario needs to know.
 struct Expected {

@@ -10,8 +10,9 @@ use crate::support::{
 };
 use greenlight_link::message::{Event, Reply, Request, Stream};
 use greenlight_model::action::Blame;
+use greenlight_model::check::CheckOutcome;
 use greenlight_model::fleet::Smoke;
-use greenlight_model::host::{CheckOutcome, LedgerEvent, MigrationTrace, ProcessState};
+use greenlight_model::host::{LedgerEvent, MigrationTrace, ProcessState};
 use greenlight_model::id::Generation;
 
 #[test]

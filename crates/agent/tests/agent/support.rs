@@ -11,9 +11,10 @@ use std::time::Duration;
 use greenlight_agent::{Agent, AgentFailure};
 use greenlight_link::frame::{Encoding, Frame, read_frame, write_frame};
 use greenlight_link::message::{AgentError, Event, Message, Reply, Request, SecretValue};
-use greenlight_model::fleet::{Health, ManagerKind, Process, Requirements};
+use greenlight_model::check::Check;
+use greenlight_model::fleet::{Health, HostIdentity, ManagerKind, Process};
 use greenlight_model::host::{
-    Check, ClaimRequest, Desired, HostFacts, InstanceReport, InstanceSpec, ProcessState, ReleaseMark,
+    ClaimRequest, Desired, HostFacts, InstanceReport, InstanceSpec, ProcessState, ReleaseMark,
 };
 use greenlight_model::id::{ContentHash, Generation, ReleaseId, VariableName};
 use greenlight_model::manifest::{Entry, Manifest};
@@ -339,12 +340,16 @@ impl Host {
     pub(crate) fn preflight(&mut self, spec: &InstanceSpec, release: ReleaseId) -> BTreeMap<String, Check> {
         let request = Request::Preflight {
             spec: spec.clone(),
-            requires: Requirements::default(),
+            requires: Box::default(),
             release_bytes: 1000,
             release,
+            identity: HostIdentity::default(),
+            secrets: BTreeMap::new(),
         };
         match self.ask(request).unwrap() {
-            Reply::Checked(checks) => checks.into_iter().map(|check| (check.name.clone(), check)).collect(),
+            Reply::Checked { checks, .. } => {
+                checks.into_iter().map(|check| (check.name.clone(), check)).collect()
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use greenlight_controller::{ControllerLease, PrepareError, Prepared, Wanted, clock, prepare};
 use greenlight_depot::Depot;
+use greenlight_model::check::CheckPattern;
 use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::fleet::Environment;
 use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId, ServiceName};
@@ -17,9 +18,10 @@ use greenlight_store::Log;
 use owo_colors::OwoColorize;
 use serde_json::json;
 
-use crate::args::{Consent, Deploy, Global, Plan, Rollback, Targets};
+use crate::args::{Consent, Deploy, Global, Overrides, Plan, Rollback, Targets};
 use crate::commands::operate::append;
-use crate::commands::{build, gates, releases, roll};
+use crate::commands::preflight::Rows;
+use crate::commands::{build, gates, preflight, releases, roll};
 use crate::describe;
 use crate::failure::{Exit, Failure};
 use crate::printer::{Printer, Verbosity};
@@ -63,9 +65,16 @@ fn start(
     let mut prepared = preview(&connected, &log, targets, wanted, direction, true)?;
     show(&prepared, direction, printer, consent.dry_run);
     if consent.dry_run {
-        printer.json("plan", plan_json(&prepared));
+        let looked = preflight::look(&connected, &prepared, printer)?;
+        preflight::show(&looked, Rows::Failing, printer);
+        let checks = preflight::document(&looked);
+        printer.json("plan", plan_json(&prepared, &checks));
         let is_open = prepared.world.gates.iter().all(gates::is_green);
-        return Ok(if is_open { would_end(&prepared) } else { Exit::Held });
+        return Ok(match (is_open, looked.is_well()) {
+            (true, true) => would_end(&prepared),
+            (true, false) => Exit::Failed,
+            (false, _) => Exit::Held,
+        });
     }
     if waits {
         prepared = wait_for_gates(&connected, &mut log, wanted, prepared, printer)?;
@@ -86,7 +95,9 @@ fn start(
         &mut log,
         &RecordBody::RolloutStarted { plan: prepared.plan, services: prepared.services },
     )?;
-    roll::run(connected, log, &id, artifacts, lease, printer)
+    let exit = roll::run(connected, log, &id, artifacts, lease, printer)?;
+    preflight::show_recorded(project, &id, printer)?;
+    Ok(exit)
 }
 
 /// The releases that are meant.
@@ -266,6 +277,23 @@ fn wanted_hosts(environment: &Environment, wanted: &Targets) -> Result<BTreeSet<
     }
 }
 
+/// The checks that are not to stop it, each with the reason.
+fn overrides(environment: &Environment, wanted: &Targets) -> Result<BTreeMap<CheckPattern, String>, Failure> {
+    let Overrides { checks, reason } = &wanted.overrides;
+    let Some(reason) = reason else { return Ok(BTreeMap::new()) };
+    gates::check_text("a reason", reason, 1)?;
+    let known = environment.service_hosts();
+    if let Some(host) =
+        checks.iter().filter_map(|pattern| pattern.host.as_ref()).find(|host| !known.contains(*host))
+    {
+        return Err(Failure::usage(format!(
+            "--override: no service of {} runs on `{host}`",
+            environment.name
+        )));
+    }
+    Ok(checks.iter().map(|pattern| (pattern.clone(), reason.trim().to_owned())).collect())
+}
+
 /// The plan as it is now; `asks` when it is to be carried out by who looks.
 pub(crate) fn preview(
     connected: &Connected<'_>,
@@ -277,6 +305,7 @@ pub(crate) fn preview(
 ) -> Result<Prepared, Failure> {
     let Connected { project, environment, .. } = connected;
     let hosts = wanted_hosts(environment, wanted)?;
+    let overrides = overrides(environment, wanted)?;
     let releases = project.depot()?.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let (_, gathered) = connected.block_on(connected.gather(log));
     let wanted = Wanted {
@@ -284,6 +313,7 @@ pub(crate) fn preview(
         direction,
         targets,
         hosts,
+        overrides,
         by: project.by.clone(),
         asks,
     };
@@ -401,11 +431,12 @@ fn would_end(prepared: &Prepared) -> Exit {
     prepared.preview.outcome.as_ref().map_or(Exit::Held, describe::exit)
 }
 
-fn plan_json(prepared: &Prepared) -> serde_json::Value {
+fn plan_json(prepared: &Prepared, checks: &serde_json::Value) -> serde_json::Value {
     json!({
         "plan": prepared.plan,
         "steps": prepared.preview.steps,
         "gates": prepared.world.gates,
+        "checks": checks,
         "outcome": prepared.preview.outcome,
         "waits": prepared.preview.waits,
         "unapplied_settings": prepared.unapplied,

@@ -14,7 +14,7 @@ use greenlight_store::Log;
 use owo_colors::OwoColorize;
 use serde_json::json;
 
-use crate::args::{Approve, Gates, Global, Override, Targets, Tick};
+use crate::args::{Approve, Gates, Global, Override, Overrides, Targets, Tick};
 use crate::commands::deploy;
 use crate::commands::operate::append;
 use crate::failure::{Exit, Failure};
@@ -138,6 +138,7 @@ pub(crate) fn override_gate(
         releases: arguments.releases.clone(),
         services: Vec::new(),
         hosts: Vec::new(),
+        overrides: Overrides::default(),
     };
     let (targets, gates) = match log.history().open_rollout(&environment.name).cloned() {
         Some(open) => (open.plan.targets, of_open(&connected, &log)?),
@@ -250,6 +251,7 @@ fn targets(
         releases: releases.to_vec(),
         services: Vec::new(),
         hosts: Vec::new(),
+        overrides: Overrides::default(),
     };
     deploy::targets(project, environment, &wanted, Direction::Forward, printer)
 }
@@ -331,7 +333,7 @@ fn refuse_own_doing(
     }
 }
 
-fn check_text(what: &str, text: &str, least: usize) -> Result<(), Failure> {
+pub(crate) fn check_text(what: &str, text: &str, least: usize) -> Result<(), Failure> {
     let count = text.trim().chars().count();
     if count < least || count > TEXT_CHARACTERS_MAX {
         return Err(Failure::usage(format!(

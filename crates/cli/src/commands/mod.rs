@@ -15,6 +15,7 @@ pub(crate) mod init;
 pub(crate) mod journal;
 pub(crate) mod logs;
 pub(crate) mod operate;
+pub(crate) mod preflight;
 pub(crate) mod releases;
 pub(crate) mod report;
 pub(crate) mod roll;

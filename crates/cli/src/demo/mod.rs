@@ -16,7 +16,7 @@ use owo_colors::OwoColorize;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::{self, Consent, Deploy, Global, Rollback, Targets};
+use crate::args::{self, Consent, Deploy, Global, Overrides, Rollback, Targets};
 use crate::commands::deploy;
 use crate::demo::load::{Counts, Load};
 use crate::demo::site::Site;
@@ -127,7 +127,13 @@ fn play(global: &Global, site: &Site, story: &Printer) -> Result<(Vec<Phase>, Co
 fn roll(global: &Global, back: bool, story: &Printer) -> Result<Exit, Failure> {
     #[expect(clippy::expect_used, reason = "`demo` is an environment's name")]
     let environment = "demo".parse().expect("a name");
-    let targets = Targets { environment, releases: Vec::new(), services: Vec::new(), hosts: Vec::new() };
+    let targets = Targets {
+        environment,
+        releases: Vec::new(),
+        services: Vec::new(),
+        hosts: Vec::new(),
+        overrides: Overrides::default(),
+    };
     let consent = Consent { yes: true, dry_run: false };
     if back {
         deploy::rollback(global, &Rollback { targets, consent }, story)

@@ -71,6 +71,7 @@ fn every_document_has_the_keys_that_are_documented() {
     shape("check", &site.run(&["check", "--json"]).exits(0));
     shape("error", &site.run(&["build", "helo", "--json"]).exits(2));
     shape("build", &site.run(&["build", "hello", "--commit", "v1", "--json"]).exits(0));
+    shape("preflight", &site.run(&["preflight", "staging", "v1", "--json"]).exits(0));
     shape("plan", &site.run(&["plan", "staging", "v1", "--json"]).exits(0));
     let rollout = shape("rollout", &site.run(&["deploy", "staging", "v1", "--json"]).exits(0));
     shape("releases", &site.run(&["releases", "--json"]).exits(0));

@@ -3,13 +3,14 @@
 use crate::site::Site;
 
 /// Each command with a word of what it does.
-const COMMANDS: [(&str, &str); 28] = [
+const COMMANDS: [(&str, &str); 29] = [
     ("demo", "See it work"),
     ("init", "write a commented greenlight.toml"),
     ("check", "every mistake at once"),
     ("schema", "JSON Schema"),
     ("build", "from a commit"),
     ("releases", "where each runs"),
+    ("preflight", "as one table"),
     ("plan", "Changes nothing"),
     ("deploy", "wave by wave"),
     ("rollback", "last release that was healthy"),

@@ -159,7 +159,7 @@ impl Site {
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("HOME", self.around().join("home"))
             .env("TMPDIR", self.around().join("tmp"))
-            .env("USER", "tester")
+            .env("GREENLIGHT_TEST_PERSON", "tester")
             .current_dir(&self.directory)
             .stdin(Stdio::null());
         command
@@ -179,7 +179,7 @@ impl Site {
 
     /// Runs it to its end as somebody else.
     pub(crate) fn run_as(&self, user: &str, arguments: &[&str]) -> Ran {
-        Ran::new(arguments, self.greenlight(arguments).env("USER", user).output().unwrap())
+        Ran::new(arguments, self.greenlight(arguments).env("GREENLIGHT_TEST_PERSON", user).output().unwrap())
     }
 
     /// Starts the program and leaves it running.

@@ -175,6 +175,8 @@ fn stated_twice(earlier: &Host, later: &Host, problems: &mut Problems) {
         both("ports", &earlier.ports, &later.ports),
         both("manager", &earlier.manager, &later.manager),
         both("become_root", &earlier.become_root, &later.become_root),
+        both("hostname", &earlier.hostname, &later.hostname),
+        both("os", &earlier.os, &later.os),
     ];
     for (key, span) in twice.into_iter().flatten() {
         problems.error(

@@ -7,6 +7,7 @@ use greenlight_model::id::{ServiceName, VariableName};
 use crate::language::{FleetFile, Secret};
 use crate::problem::{Problems, suggest};
 use crate::read::{Key, Map};
+use crate::requires;
 
 /// Variables that Greenlight sets itself.
 const OWN_VARIABLES: &str = "GREENLIGHT_";
@@ -17,9 +18,12 @@ pub(super) fn check(file: &FleetFile, problems: &mut Problems) {
     let mut secrets_of: BTreeMap<&ServiceName, BTreeSet<&VariableName>> = BTreeMap::new();
     for (service_name, service) in file.service.good() {
         let mut own: BTreeSet<&VariableName> = BTreeSet::new();
-        for secret in service.secrets.items() {
+        let asked = service.requires.value().into_iter().flat_map(requires::secrets);
+        for (secret, is_read) in
+            service.secrets.items().map(|one| (one, true)).chain(asked.map(|one| (one, false)))
+        {
             used.insert(secret);
-            if !own.insert(secret) {
+            if is_read && !own.insert(secret) {
                 problems.error("secret-twice", &secret.span, format!("`{}` is listed twice", **secret), None);
             }
             let names =

@@ -10,6 +10,7 @@ use crate::build::log_path;
 use crate::language::{FleetFile, Process, Service};
 use crate::problem::{Problems, suggest};
 use crate::read::{At, Key, List};
+use crate::requires;
 use crate::text::{Command, RelativePath};
 
 pub(super) fn check(file: &FleetFile, problems: &mut Problems) {
@@ -25,6 +26,9 @@ pub(super) fn check(file: &FleetFile, problems: &mut Problems) {
     for (name, service) in services.good() {
         log_files(service, problems);
         shared_paths(&service.shared, problems);
+        if let Some(requires) = service.requires.value() {
+            requires::check(requires, problems);
+        }
         command(service.migrate.value().and_then(|migrate| migrate.0.run.get()), Port::HasNone, problems);
         for (_, process) in service.process.good() {
             check_process(process, problems);

@@ -81,6 +81,7 @@ fn rollout() -> Rollout {
         started_by: "op@desk".to_owned(),
         digest: None,
         is_partial: false,
+        overrides: BTreeMap::new(),
     };
     let mut rollout = Rollout::new(plan, Timestamp::UNIX_EPOCH);
     rollout.admitted_at.insert(instance("a"), Timestamp::UNIX_EPOCH);

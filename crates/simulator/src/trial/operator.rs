@@ -67,6 +67,7 @@ impl Trial<'_> {
             started_by: String::new(),
             digest: None,
             is_partial: !only.is_empty() && only.len() < self.hosts.len(),
+            overrides: BTreeMap::new(),
         };
         let rollout = plan.id.clone();
         self.ask_record(machine, RecordBody::RolloutStarted { plan, services: BTreeMap::new() });
@@ -85,6 +86,7 @@ impl Trial<'_> {
             started_by: String::new(),
             digest: None,
             is_partial: false,
+            overrides: BTreeMap::new(),
         };
         World {
             now: stamp(self.now, 0),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use greenlight_model::Timestamp;
 use greenlight_model::fleet::{
-    Balancer, BalancerKind, BecomeRoot, Environment, HostSettings, LinkKind, ManagerKind, Migration, Process,
-    Requirements, Service, Smoke, Source, Timeouts,
+    Balancer, BalancerKind, BecomeRoot, Environment, HostIdentity, HostSettings, LinkKind, ManagerKind,
+    Migration, Process, Service, Smoke, Source, Timeouts,
 };
 use greenlight_model::id::{HostName, Instance, ReleaseId, ServiceName};
 use greenlight_model::world::ReleaseFacts;
@@ -80,6 +80,7 @@ impl Site {
             ports: BTreeMap::new(),
             manager: ManagerKind::Auto,
             become_root: BecomeRoot::Auto,
+            identity: HostIdentity::default(),
         };
         let mut balancers = Vec::new();
         for (index, shape) in scenario.services.iter().enumerate() {
@@ -197,7 +198,7 @@ fn service(service: &ServiceName, migrates: bool, has_smoke: bool, has_process: 
         exclude: Vec::new(),
         shared: Vec::new(),
         prepare: Vec::new(),
-        requires: Requirements::default(),
+        requires: greenlight_model::requirements::Requirements::default(),
         migrate: migrates.then(|| Migration { argv: Vec::new(), timeout: Duration::from_millis(4_000) }),
         processes: if has_process {
             BTreeMap::from([(process.name.clone(), process)])

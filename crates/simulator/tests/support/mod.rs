@@ -11,8 +11,8 @@ use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, Verb};
 use greenlight_model::decision::{Outcome, Step, Wait};
 use greenlight_model::fleet::{
-    Balancer, BalancerKind, BatchSize, BecomeRoot, Environment, Floor, HostSettings, LinkKind, ManagerKind,
-    Migration, OnFailure, Process, Requirements, Service, Smoke, Source, Strategy, Timeouts,
+    Balancer, BalancerKind, BatchSize, BecomeRoot, Environment, Floor, HostIdentity, HostSettings, LinkKind,
+    ManagerKind, Migration, OnFailure, Process, Service, Smoke, Source, Strategy, Timeouts,
 };
 use greenlight_model::host::{
     Answer, Claim, HostFacts, HostReport, InstanceReport, Ledger, ProcessReport, ProcessState,
@@ -111,6 +111,7 @@ impl Fleet {
             ports: BTreeMap::new(),
             manager: ManagerKind::Auto,
             become_root: BecomeRoot::Auto,
+            identity: HostIdentity::default(),
         };
         let is_balanced = |service: &ServiceName| self.balanced.iter().any(|name| name == service.as_str());
         let balancers: Vec<Balancer> = hosts
@@ -166,6 +167,7 @@ impl Fleet {
             started_by: "op@desk".to_owned(),
             digest: None,
             is_partial: false,
+            overrides: BTreeMap::new(),
         };
         let releases = numbered.iter().flat_map(|(service, number)| {
             [(false, "v1"), (true, "v2")].map(|(is_new, title)| {
@@ -232,7 +234,7 @@ impl Fleet {
             exclude: Vec::new(),
             shared: Vec::new(),
             prepare: Vec::new(),
-            requires: Requirements::default(),
+            requires: greenlight_model::requirements::Requirements::default(),
             migrate: migrates
                 .then(|| Migration { argv: vec!["migrate".to_owned()], timeout: Duration::from_secs(60) }),
             processes: BTreeMap::from([(process.name.clone(), process)]),

@@ -1,14 +1,14 @@
 //! From the records to the report as data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use greenlight_model::Timestamp;
 use greenlight_model::action::{Action as Step, ActionResult, Verb};
+use greenlight_model::check::{Check, CheckOutcome};
 use greenlight_model::decision::Outcome;
 use greenlight_model::evidence::{Fact, Recorded};
 use greenlight_model::history::History;
-use greenlight_model::host::{Check, CheckOutcome};
 use greenlight_model::id::{Instance, ReleaseId, RolloutId};
 use greenlight_model::journal::{Impact, Section};
 use greenlight_model::manifest::Release;
@@ -64,7 +64,9 @@ pub(super) fn compose(
         miscellaneous: of_rollout.iter().filter_map(|record| what_operators_did(record)).collect(),
         miscellaneous_issues: noted(history, &plan.id, Section::Miscellaneous).collect(),
         actions: actions(rollout, history),
-        debt: evidence.iter().filter_map(|recorded| debt(recorded)).collect(),
+        debt: overridden(rollout, &of_rollout)
+            .chain(evidence.iter().filter_map(|recorded| debt(recorded)))
+            .collect(),
         evidence: evidence
             .iter()
             .map(|recorded| Evidence {
@@ -260,6 +262,32 @@ fn evidence<'a>(rollout: &'a Rollout, history: &'a History) -> impl Iterator<Ite
 fn debt(recorded: &Recorded) -> Option<String> {
     let Fact::Override { gate, why } = recorded.fact() else { return None };
     Some(format!("gate {gate} was overridden by {}: {why}", recorded.by))
+}
+
+/// The checks that did not stop it though they failed, with what was found; those that were not needed as well.
+fn overridden<'a>(rollout: &'a Rollout, records: &'a [&Record]) -> impl Iterator<Item = String> + 'a {
+    rollout.plan.overrides.iter().map(|(pattern, reason)| {
+        let found: BTreeSet<String> = records
+            .iter()
+            .filter_map(|record| match &record.body {
+                RecordBody::ActionFinished { action, detail, .. } => Some((action.host(), &detail.checks)),
+                _ => None,
+            })
+            .flat_map(|(host, checks)| checks.iter().map(move |check| (host, check)))
+            .filter(|(host, check)| {
+                check.outcome == CheckOutcome::Overridden && pattern.covers(host, &check.name)
+            })
+            .map(|(host, check)| {
+                format!("{host}: expected {}, found {}. {}", check.expected, check.found, check.mend)
+            })
+            .collect();
+        let found = if found.is_empty() {
+            "it would have passed".to_owned()
+        } else {
+            found.into_iter().collect::<Vec<_>>().join("; ")
+        };
+        format!("check {pattern} was overridden by {}: {reason} ({found})", rollout.plan.started_by)
+    })
 }
 
 fn what_operators_did(record: &Record) -> Option<String> {

@@ -97,6 +97,7 @@ fn told() -> Log {
         started_by: "ann@desk".to_owned(),
         digest: None,
         is_partial: false,
+        overrides: BTreeMap::new(),
     };
     log.write(10, "ann", RecordBody::RolloutStarted { plan, services: BTreeMap::new() });
     let migrate = Step::Migrate { instance: a.clone(), release: release(2) };
