@@ -200,3 +200,43 @@ fn outside_services_must_let_every_host_in() {
         assert!(!format!("{:?}", site.records("production")).contains(secret), "a password was recorded");
     }
 }
+
+#[test]
+fn drift_names_what_was_changed_on_a_host_and_between_hosts() {
+    let bed = Bed::builder("drift").hosts(["px1", "px2"], Init::Systemd).up().unwrap();
+    for host in ["px1", "px2"] {
+        install(bed.host(host), "1.4-1");
+    }
+    let environment = "\n[environment.production]\nhosts.web = [\"px[1-2]\"]\n";
+    let variables = "variables = { LOG_LEVEL = \"info\" }\n";
+    let toml = fleet("web", 8000, &format!("{variables}{environment}"));
+    let requires = "[service.web]\nrequires = { packages = [\"libwidget\"] }\n";
+    let site = Site::new(&bed, &toml.replacen("[service.web]\n", requires, 1));
+    site.greenlight(&["deploy", "production"]).exits(0);
+    let well = site.greenlight(&["drift", "production", "--verbose"]).exits(0);
+    println!("{well}");
+    well.says(&["px2/web  unit web", "px2/web  environment web", "all passed"]);
+
+    // Somebody works on px1 by hand: a file, the unit, a restart with another variable; px2 gets another package.
+    let unit = "/etc/systemd/system/greenlight-web-web.service";
+    let (host, other) = (bed.host("px1"), bed.host("px2"));
+    let written = host.read(unit).unwrap();
+    let changed = written.replace("LOG_LEVEL=info", "LOG_LEVEL=debug");
+    assert_ne!(changed, written, "{written}");
+    host.write(unit, 0o644, changed).unwrap();
+    host.run("systemctl", &["daemon-reload"]).unwrap();
+    host.run("systemctl", &["restart", "greenlight-web-web.service"]).unwrap();
+    let file = "/srv/web/current/VERSION";
+    host.write(file, 0o644, "v1 ").unwrap();
+    install(other, "1.5-1");
+    let drifted = site.greenlight(&["drift", "production"]).exits(3);
+    println!("{drifted}");
+    drifted
+        .says(&["px1/web  unit web", "differs from line", "px1/web  environment web", "LOG_LEVEL"])
+        .says(&["px1/web  local edits", "VERSION differ", "package libwidget: 1.4-1 on px1; 1.5-1 on px2"])
+        .leaves_out(&["px2/web  unit", "debug"]);
+
+    // Another release by hand is another release.
+    other.run("ln", &["-sfn", "releases/nothing", "/srv/web/current"]).unwrap();
+    site.greenlight(&["drift", "production"]).exits(3).says(&["px2/web  link", "found no release"]);
+}

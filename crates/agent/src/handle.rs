@@ -16,6 +16,7 @@ use crate::activate;
 use crate::charter;
 use crate::command::{self, RunError, Step};
 use crate::context::Context;
+use crate::drift;
 use crate::failure::{OrHost as _, Outcome, host, passing};
 use crate::files;
 use crate::guard;
@@ -42,6 +43,10 @@ pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Pie
             let (release_bytes, release) = (*release_bytes, *release);
             let asked = preflight::Asked { spec, requires, release_bytes, release, identity, secrets };
             let checks = preflight::check(context, &asked);
+            Ok(Reply::Checked { at: Timestamp::now(), checks })
+        }
+        Request::Compare { spec, release, requires } => {
+            let checks = drift::check(context, spec, release.as_ref(), requires);
             Ok(Reply::Checked { at: Timestamp::now(), checks })
         }
         Request::Claim { spec, claim, charter } => {

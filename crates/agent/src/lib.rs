@@ -21,6 +21,7 @@ mod activate;
 mod charter;
 mod command;
 mod context;
+mod drift;
 mod environment;
 mod facts;
 mod failure;

@@ -43,6 +43,15 @@ impl Found {
     pub(crate) fn new(expected: impl Into<String>, result: Result<String, Wrong>) -> Self {
         Self { expected: expected.into(), result, version: None }
     }
+
+    /// What every host of the service must have the same of.
+    pub(crate) fn same_everywhere(
+        expected: impl Into<String>,
+        result: Result<String, Wrong>,
+        version: String,
+    ) -> Self {
+        Self { expected: expected.into(), result, version: Some(version) }
+    }
 }
 
 /// What is wrong.

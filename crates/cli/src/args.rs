@@ -107,6 +107,9 @@ pub(crate) enum Command {
     Issue(Issue),
     /// Note what somebody has to do, and let it wait for the green light of a role.
     Action(Tasks),
+    /// Compare what runs with what was released: links, files, units, processes, their environment, balancers, host with host.
+    /// Exit code 3 where they differ.
+    Drift(Drift),
     /// Show each host: whether it answers, what it is, how processes run there.
     Hosts(Hosts),
     /// Show the last lines of the logs of a service's processes.
@@ -303,6 +306,12 @@ pub(crate) struct History {
     /// How many rollouts.
     #[arg(long, short = 'n', default_value_t = 20)]
     pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drift {
+    /// Which environment.
+    pub(crate) environment: EnvironmentName,
 }
 
 #[derive(Debug, Args)]

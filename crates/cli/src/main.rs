@@ -56,6 +56,7 @@ fn run(arguments: Arguments, printer: &Printer) -> Result<Exit, Failure> {
         Command::Report(report) => commands::report::run(global, &report, printer),
         Command::Issue(issue) => commands::journal::issue(global, &issue, printer),
         Command::Action(action) => commands::journal::action(global, &action, printer),
+        Command::Drift(drift) => commands::drift::run(global, &drift, printer),
         Command::Hosts(hosts) => commands::hosts::run(global, &hosts, printer),
         Command::Logs(logs) => commands::logs::run(global, &logs, printer),
         Command::Exec(exec) => commands::exec::run(global, &exec, printer),

@@ -13,6 +13,7 @@ mod append;
 mod boundary;
 mod claims;
 pub mod clock;
+mod drift;
 mod gather;
 mod hosts;
 mod judging;
@@ -30,6 +31,7 @@ mod spec;
 mod takeover;
 
 pub use append::append;
+pub use drift::compare;
 pub use gather::{Gathered, Gatherer};
 pub use hosts::{HostError, Hosts};
 pub use judging::kept_judgement;

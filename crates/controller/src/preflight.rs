@@ -165,7 +165,7 @@ pub async fn preflight(
     all
 }
 
-fn answers(outcome: Result<(), &str>) -> Check {
+pub(crate) fn answers(outcome: Result<(), &str>) -> Check {
     let (outcome, found, mend) = match outcome {
         Ok(()) => (CheckOutcome::Passed, "it does".to_owned(), String::new()),
         Err(why) => {

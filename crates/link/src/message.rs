@@ -88,6 +88,15 @@ pub enum Request {
         #[serde(default)]
         secrets: BTreeMap<VariableName, SecretValue>,
     },
+    /// Whether the instance is what was released; changes nothing. Answered by [`Reply::Checked`].
+    Compare {
+        /// The instance as the release defines it.
+        spec: InstanceSpec,
+        /// The release that it should run; none when it should run nothing.
+        release: Option<ReleaseMark>,
+        /// What the host must have.
+        requires: Box<Requirements>,
+    },
     /// Take or renew the lease. Answered by [`Reply::Claimed`], or refused with the holder.
     Claim {
         /// The instance.
@@ -231,6 +240,7 @@ impl Request {
         match self {
             Self::Observe { .. } => "the observation",
             Self::Preflight { .. } => "the preflight",
+            Self::Compare { .. } => "the comparison",
             Self::Claim { .. } => "the claim",
             Self::Charter { .. } => "reading the charter",
             Self::Unclaim { .. } => "giving the claim back",

@@ -52,6 +52,9 @@ pub(crate) trait Manager {
     /// What the process is now.
     fn state(&self, process: &ProcessName) -> Outcome<Live>;
 
+    /// The files that [`Manager::start`] writes for the process, with their content, which may hold secrets.
+    fn written(&self, plan: &Plan) -> Outcome<Vec<(PathBuf, String)>>;
+
     /// Removes what [`Manager::start`] set up. The process must have been stopped.
     fn remove(&self, process: &ProcessName) -> Outcome<()>;
 

@@ -180,6 +180,11 @@ impl Manager for Own {
         }
     }
 
+    /// Its own record of the process is what it goes by, and nobody else's to write.
+    fn written(&self, _plan: &Plan) -> Outcome<Vec<(PathBuf, String)>> {
+        Ok(Vec::new())
+    }
+
     fn remove(&self, process: &ProcessName) -> Outcome<()> {
         let directory = self.directory(process);
         match fs::remove_dir_all(&directory) {

@@ -110,6 +110,13 @@ impl Supervisord {
     }
 
     /// Writes the file with the process's variables, for its account only.
+    /// The file with the process's variables, and what is in it.
+    fn environment(&self, plan: &Plan) -> Outcome<(PathBuf, String)> {
+        let all = plan.environment()?;
+        let text = environment::render(all.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        Ok((self.site.layout.environment(&plan.process), text))
+    }
+
     fn write_environment(&self, plan: &Plan) -> Outcome<PathBuf> {
         let directory = self.site.layout.environments();
         let creating = || format!("create {}", directory.display());
@@ -121,9 +128,7 @@ impl Supervisord {
                     .or_host(|| format!("let processes through {}", path.display()))?;
             }
         }
-        let path = self.site.layout.environment(&plan.process);
-        let all = plan.environment()?;
-        let text = environment::render(all.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let (path, text) = self.environment(plan)?;
         files::write_atomically(&path, text.as_bytes(), 0o600, plan.account.as_ref())
             .or_host(|| format!("write {}", path.display()))?;
         Ok(path)
@@ -203,6 +208,12 @@ impl Manager for Supervisord {
             Err(RpcError::Fault { code: fault::BAD_NAME, .. }) => Ok(Live::Stopped),
             Err(error) => Err(host(format!("supervisord does not say how process {process} is: {error}"))),
         }
+    }
+
+    fn written(&self, plan: &Plan) -> Outcome<Vec<(PathBuf, String)>> {
+        let (variables, content) = self.environment(plan)?;
+        let text = render(&self.name(&plan.process), plan, &variables)?;
+        Ok(vec![(self.path(&plan.process)?, text), (variables, content)])
     }
 
     fn remove(&self, process: &ProcessName) -> Outcome<()> {

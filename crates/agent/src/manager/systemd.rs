@@ -232,6 +232,10 @@ impl Manager for Systemd {
         Ok(live(&self.show(process)?))
     }
 
+    fn written(&self, plan: &Plan) -> Outcome<Vec<(PathBuf, String)>> {
+        Ok(vec![(self.unit_path(&plan.process)?, render(plan, self.scope)?)])
+    }
+
     fn remove(&self, process: &ProcessName) -> Outcome<()> {
         if !self.is_written(process)? {
             return Ok(());

@@ -66,7 +66,7 @@ fn start(
     show(&prepared, direction, printer, consent.dry_run);
     if consent.dry_run {
         let looked = preflight::look(&connected, &prepared, printer)?;
-        preflight::show(&looked, Rows::Failing, printer);
+        preflight::show("preflight", &looked, Rows::Failing, printer);
         let checks = preflight::document(&looked);
         printer.json("plan", plan_json(&prepared, &checks));
         let is_open = prepared.world.gates.iter().all(gates::is_green);

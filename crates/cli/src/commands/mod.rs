@@ -6,6 +6,7 @@ pub(crate) mod build;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod deploy;
+pub(crate) mod drift;
 pub(crate) mod evidence;
 pub(crate) mod exec;
 pub(crate) mod gates;

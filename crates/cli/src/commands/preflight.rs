@@ -25,7 +25,7 @@ pub(crate) fn run(global: &Global, arguments: &Preflight, printer: &Printer) -> 
     let targets = deploy::targets(&project, environment, &arguments.targets, Direction::Forward, printer)?;
     let prepared = deploy::preview(&connected, &log, targets, &arguments.targets, Direction::Forward, false)?;
     let looked = look(&connected, &prepared, printer)?;
-    show(&looked, Rows::All, printer);
+    show("preflight", &looked, Rows::All, printer);
     let body = json!({
         "environment": environment.name,
         "targets": prepared.plan.targets,
@@ -37,9 +37,9 @@ pub(crate) fn run(global: &Global, arguments: &Preflight, printer: &Printer) -> 
 
 /// What stands in the way of a plan: on its hosts, between them, and at its balancers.
 pub(crate) struct Findings {
-    instances: Vec<Looked>,
-    uneven: Vec<Uneven>,
-    objections: Vec<String>,
+    pub(crate) instances: Vec<Looked>,
+    pub(crate) uneven: Vec<Uneven>,
+    pub(crate) objections: Vec<String>,
 }
 
 impl Findings {
@@ -79,25 +79,33 @@ pub(crate) fn look(
         &releases,
         &secrets,
     ));
-    let versions = instances
-        .iter()
-        .map(|Looked { instance, checks }| {
-            let compared = checks
-                .iter()
-                .filter(|check| prepared.plan.override_of(&instance.host, &check.name).is_none());
-            let found = compared.filter_map(|check| Some((check.name.clone(), check.version.clone()?)));
-            (instance.clone(), found.collect())
-        })
-        .collect();
+    let is_compared =
+        |instance: &Instance, check: &Check| prepared.plan.override_of(&instance.host, &check.name).is_none();
     Ok(Findings {
+        uneven: uneven_among(&instances, is_compared),
         instances,
-        uneven: uneven(&versions),
         objections: greenlight_planner::objections(&prepared.world),
     })
 }
 
+/// What the hosts of a service have at different versions, of the checks that are compared.
+pub(crate) fn uneven_among(
+    instances: &[Looked],
+    is_compared: impl Fn(&Instance, &Check) -> bool,
+) -> Vec<Uneven> {
+    let versions = instances
+        .iter()
+        .map(|Looked { instance, checks }| {
+            let compared = checks.iter().filter(|check| is_compared(instance, check));
+            let found = compared.filter_map(|check| Some((check.name.clone(), check.version.clone()?)));
+            (instance.clone(), found.collect())
+        })
+        .collect();
+    uneven(&versions)
+}
+
 /// The table, with how to mend it below each row that failed.
-pub(crate) fn show(findings: &Findings, rows: Rows, printer: &Printer) {
+pub(crate) fn show(title: &str, findings: &Findings, rows: Rows, printer: &Printer) {
     let all = findings
         .instances
         .iter()
@@ -124,7 +132,7 @@ pub(crate) fn show(findings: &Findings, rows: Rows, printer: &Printer) {
         (failed, overridden) => format!("{}, {overridden} overridden", format!("{failed} failed").red()),
     };
     let instances = if hosts == 1 { "instance" } else { "instances" };
-    printer.result(format!("  preflight: {} checks on {hosts} {instances}, {ending}", all.count()));
+    printer.result(format!("  {title}: {} checks on {hosts} {instances}, {ending}", all.count()));
 }
 
 fn print<'a>(rows: impl Iterator<Item = (&'a Instance, &'a Check)> + Clone, printer: &Printer) {

@@ -82,6 +82,7 @@ fn every_document_has_the_keys_that_are_documented() {
     shape("history --rollout", &site.run(&["history", "--rollout", id, "--json"]).exits(0));
     shape("report", &site.run(&["report", "--json"]).exits(0));
     shape("hosts", &site.run(&["hosts", "--json"]).exits(0));
+    shape("drift", &site.run(&["drift", "staging", "--json"]).exits(0));
     shape("exec", &site.run(&["exec", "staging", "--json", "--", "true"]).exits(0));
 
     let gated = "\n[environment.staging.gate]\nchecklist = { required = [\"a\"] }\nwindow = \"daily 00:00-24:00\"\n\

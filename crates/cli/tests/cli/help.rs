@@ -3,7 +3,7 @@
 use crate::site::Site;
 
 /// Each command with a word of what it does.
-const COMMANDS: [(&str, &str); 29] = [
+const COMMANDS: [(&str, &str); 30] = [
     ("demo", "See it work"),
     ("init", "write a commented greenlight.toml"),
     ("check", "every mistake at once"),
@@ -27,6 +27,7 @@ const COMMANDS: [(&str, &str); 29] = [
     ("report", "report"),
     ("issue", "what you saw"),
     ("action", "green light of a role"),
+    ("drift", "with what was released"),
     ("hosts", "whether it answers"),
     ("logs", "last lines"),
     ("exec", "Run a command on the hosts"),
