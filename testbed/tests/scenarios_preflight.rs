@@ -46,7 +46,6 @@ fn interpreter(host: &Host, version: &str) {
 fn is_refused(site: &Site<'_>, arguments: &[&str], words: &[&str], leaves_out: &[&str]) {
     let before = HOSTS.map(|host| site.pid(host, 8000));
     let ended = site.greenlight(&[&["deploy", "production"], arguments].concat()).exits(1);
-    println!("{ended}");
     ended.says(&["REFUSED, nothing was changed"]).says(words).leaves_out(leaves_out).ends_with(&[]);
     let begun = site.begun("production");
     assert!(begun.iter().all(|begun| begun.starts_with("preflight")), "{begun:?}");

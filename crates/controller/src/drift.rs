@@ -45,10 +45,9 @@ pub async fn compare(
     let mut all = looks.join_all().await;
     for Looked { instance, checks } in &mut all {
         let runs = expected(environment, history, instance).is_some();
-        checks.extend(environment.balancers.iter().zip(traffic).filter_map(|(balancer, report)| {
-            (runs && balancer.service == instance.service)
-                .then(|| in_traffic(&balancer.title(), instance, report))
-        }));
+        let balancers = environment.balancers.iter().zip(traffic);
+        let own = balancers.filter(|(balancer, _)| runs && balancer.service == instance.service);
+        checks.extend(own.map(|(balancer, report)| in_traffic(&balancer.title(), instance, report)));
     }
     let order: Vec<Instance> = environment.instances().collect();
     all.sort_by_key(|looked| order.iter().position(|instance| *instance == looked.instance));
