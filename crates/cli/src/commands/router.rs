@@ -1,6 +1,6 @@
 //! `router`: the built-in data plane as a process of its own.
 
-use greenlight_router::{AccessLogForm, RouterConfig, RouterState, TlsFiles};
+use greenlight_router::{AccessLogForm, RouterConfig, RouterError, RouterState, TlsFiles};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{LogForm, Router};
@@ -50,7 +50,15 @@ pub(crate) fn run(router: &Router, printer: &Printer) -> Result<Exit, Failure> {
         }
     };
     let report = greenlight_router::run_until(config, state, started, stopped)
-        .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+        .map_err(|error| Failure::from_error(exit_of(&error), &error))?;
     printer.progress(format!("router stopped: {report:?}"));
     Ok(Exit::Done)
+}
+
+/// What was asked for is at fault, or what the system has for it.
+fn exit_of(error: &RouterError) -> Exit {
+    match error {
+        RouterError::State(_) | RouterError::Tls(_) | RouterError::TooManyWorkers { .. } => Exit::Usage,
+        _ => Exit::Failed,
+    }
 }

@@ -56,6 +56,16 @@ fn every_command_says_what_it_does_and_is_documented() {
 }
 
 #[test]
+fn a_router_whose_certificate_cannot_be_used_does_not_start() {
+    let site = Site::empty();
+    let router = ["router", "--listen", "127.0.0.1:0", "--control", "control"];
+    let with = |more: &[&str]| site.run(&[&router[..], more].concat());
+    with(&["--tls-certificate", "c.pem"]).exits(2).says(&["--tls-key"]);
+    with(&["--tls-certificate", "c.pem", "--tls-key", "k.pem"]).exits(2).says(&["cannot read c.pem"]);
+    assert!(!site.path("control").exists());
+}
+
+#[test]
 fn wrong_usage_is_told_and_ends_with_2() {
     let site = Site::empty();
     site.run(&[]).exits(2).says(&["Usage: greenlight"]);
