@@ -8,8 +8,8 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use greenlight_testbed::{Bed, Host, Init};
-use support::{Site, fleet};
+use greenlight_testbed::{Bed, Host, Init, wait};
+use support::{DEADLINE, Site, fleet};
 
 const HOSTS: [&str; 4] = ["px1", "px2", "px3", "px4"];
 
@@ -225,6 +225,11 @@ fn drift_names_what_was_changed_on_a_host_and_between_hosts() {
     host.write(unit, 0o644, changed).unwrap();
     host.run("systemctl", &["daemon-reload"]).unwrap();
     host.run("systemctl", &["restart", "greenlight-web-web.service"]).unwrap();
+    // Before its program has begun, it has another environment.
+    wait::until("px1 to answer again", DEADLINE, || {
+        bed.get(site.address("px1", 8000), "/health").map(drop).map_err(|error| error.to_string())
+    })
+    .unwrap();
     let file = "/srv/web/current/VERSION";
     host.write(file, 0o644, "v1 ").unwrap();
     install(other, "1.5-1");
