@@ -62,7 +62,8 @@ fn a_service_that_closes_or_talks_nonsense_fails_and_names_itself() {
             let mut greeting = [0; 8];
             stream.read_exact(&mut greeting).unwrap();
             stream.write_all(answer).unwrap();
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            // Who has heard enough nonsense may have hung up already, and then there is nothing left to close.
+            drop(stream.shutdown(std::net::Shutdown::Write));
             drop(io::copy(&mut stream, &mut io::sink()));
         });
         assert_eq!(check.outcome, CheckOutcome::Failed, "{url}: {check:?}");
