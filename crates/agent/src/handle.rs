@@ -65,8 +65,8 @@ pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Pie
                 Ok(Reply::Done)
             })
         }
-        Request::Stage { spec, release, manifest, rollout, secrets } => {
-            let stage = Stage { spec, mark: release, manifest, rollout, secrets };
+        Request::Stage { spec, release, rollout, secrets } => {
+            let stage = Stage { spec, mark: release, rollout, secrets };
             stage.run(context, pieces).map(|()| Reply::Done)
         }
         Request::Smoke { spec, release } => smoke::smoke(context, spec, release).map(|()| Reply::Done),

@@ -25,8 +25,8 @@ use crate::stage::Piece;
 
 /// Requests that are worked on at once on one connection. A rollout has a handful under way on a host.
 const REQUESTS_MAX: usize = 64;
-/// Objects that wait to be written: at most so many times 8 MiB are held; beyond it the sender waits.
-const PIECES_QUEUE_MAX: usize = 4;
+/// Pieces of parcels, of at most 1 MiB each and usually 64 KiB, that wait to be put together; beyond it the sender waits.
+const PIECES_QUEUE_MAX: usize = 16;
 
 /// Why a connection could not be served to its end.
 #[derive(Debug, thiserror::Error)]
@@ -147,8 +147,8 @@ fn read_all(
                 requests.retain(|thread| !thread.is_finished());
                 requests.extend(begin(connection, id, *request, pieces));
             }
-            Frame::Data { id, hash, encoding, data } => {
-                pass_on(&mut stages, id, Piece::Object { hash, encoding, data });
+            Frame::Data { id, hash, encoding, has_more, data } => {
+                pass_on(&mut stages, id, Piece::Data { hash, encoding, has_more, data });
             }
             Frame::EndOfData { id } => {
                 pass_on(&mut stages, id, Piece::End);
@@ -164,7 +164,7 @@ fn read_all(
     Ok(())
 }
 
-/// Gives an object to its stage. One whose stage has ended is dropped: its reply says why.
+/// Gives a piece to its stage. One whose stage has ended is dropped: its reply says why.
 fn pass_on(stages: &mut HashMap<u64, SyncSender<Piece>>, id: u64, piece: Piece) {
     if stages.get(&id).is_some_and(|stage| stage.send(piece).is_err()) {
         stages.remove(&id);

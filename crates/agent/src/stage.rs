@@ -9,13 +9,14 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use greenlight_depot::DepotError;
 use greenlight_depot::host::HostDepot;
+use greenlight_depot::{DepotError, Lacking};
 use greenlight_link::frame::Encoding;
-use greenlight_link::message::{AgentError, Event, SecretValue};
+use greenlight_link::message::{AgentError, Event, MANIFEST_PARCEL_BYTES_MAX, PARCEL_BYTES_MAX, SecretValue};
 use greenlight_model::Timestamp;
 use greenlight_model::action::Blame;
 use greenlight_model::host::{InstanceSpec, LedgerEvent, ReleaseMark};
@@ -38,24 +39,35 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// What arrives for a stage after its request.
 #[derive(Debug)]
 pub(crate) enum Piece {
-    /// An object.
-    Object { hash: ContentHash, encoding: Encoding, data: Vec<u8> },
+    /// A part of a parcel, and whether it goes on with the next.
+    Data { hash: ContentHash, encoding: Encoding, has_more: bool, data: Vec<u8> },
     /// There are no more.
     End,
 }
+
+/// What arrives as a whole.
+struct Parcel {
+    hash: ContentHash,
+    encoding: Encoding,
+    data: Vec<u8>,
+}
+
+/// Threads that unpack, verify and write what arrives: more only compete for the disk.
+const WRITERS_MAX: usize = 4;
+/// Parcels that wait for one of them.
+const PARCELS_QUEUE_MAX: usize = 2;
 
 /// A stage as it is asked for.
 #[derive(Debug)]
 pub(crate) struct Stage<'a> {
     pub(crate) spec: &'a InstanceSpec,
     pub(crate) mark: &'a ReleaseMark,
-    pub(crate) manifest: &'a Manifest,
     pub(crate) rollout: &'a RolloutId,
     pub(crate) secrets: &'a BTreeMap<VariableName, SecretValue>,
 }
 
 impl Stage<'_> {
-    /// Brings the release here. Objects are taken from `pieces` after the event that names the missing ones.
+    /// Brings the release here. `pieces` gives the manifest, and, after the event that names what is missing, that.
     pub(crate) fn run(&self, context: &Context, pieces: &Receiver<Piece>) -> Outcome<()> {
         let layout = Layout::new(&self.spec.root);
         let _change = Change::begin(&layout, &format!("staging {}", self.mark.label))?;
@@ -76,19 +88,19 @@ impl Stage<'_> {
         depot: &HostDepot,
         pieces: &Receiver<Piece>,
     ) -> Outcome<()> {
-        self.receive(context, depot, pieces)?;
+        let manifest = self.receive(context, depot, pieces)?;
         self.write_secrets(layout)?;
         if depot.mark(self.mark.id).map_err(depot_error)?.is_some() {
             return Ok(());
         }
         context.phase("placing");
-        depot.place(self.mark.id, self.manifest).map_err(depot_error)?;
+        depot.place(self.mark.id, &manifest).map_err(depot_error)?;
         let owner = self.owner()?;
         for stated in &self.spec.shared {
             share(layout, self.mark, stated, owner.as_ref())?;
         }
         self.prepare(context, layout)?;
-        depot.complete(self.mark, self.manifest).map_err(depot_error)?;
+        depot.complete(self.mark, &manifest).map_err(depot_error)?;
         ledger::update(layout, |ledger| {
             let id = Some(self.mark.id);
             ledger::note(
@@ -112,30 +124,23 @@ impl Stage<'_> {
         let _ = depot.discard(self.mark.id);
     }
 
-    fn receive(&self, context: &Context, depot: &HostDepot, pieces: &Receiver<Piece>) -> Outcome<()> {
-        let (objects, bases) = match depot.mark(self.mark.id).map_err(depot_error)? {
-            Some(_) => (Vec::new(), BTreeMap::new()),
-            None => {
-                let objects = depot.missing(self.manifest).map_err(depot_error)?;
-                let bases = depot.bases(self.manifest, &objects).map_err(depot_error)?;
-                (objects, bases)
+    /// Takes what arrives until there is no more, and gives the manifest.
+    fn receive(&self, context: &Context, depot: &HostDepot, pieces: &Receiver<Piece>) -> Outcome<Manifest> {
+        let manifest = match next_parcel(pieces)? {
+            Some(Parcel { encoding: Encoding::Manifest, data, .. }) => {
+                greenlight_depot::manifest::decode(&data).map_err(depot_error)?
             }
+            Some(_) => return Err(passing("objects were sent before the manifest of their release")),
+            None => return Err(passing("the manifest of the release was not sent")),
         };
+        let lacking = match depot.mark(self.mark.id).map_err(depot_error)? {
+            Some(_) => Lacking::default(),
+            None => depot.lacking(&manifest).map_err(depot_error)?,
+        };
+        let Lacking { objects, bases } = lacking;
         (context.events)(Event::Missing { objects, bases });
-        loop {
-            match pieces.recv() {
-                Ok(Piece::Object { hash, encoding, data }) => {
-                    let encoding = match encoding {
-                        Encoding::Raw => greenlight_depot::Encoding::Raw,
-                        Encoding::Zstd => greenlight_depot::Encoding::Zstd,
-                        Encoding::Delta => greenlight_depot::Encoding::Delta,
-                    };
-                    depot.receive(hash, encoding, &data).map_err(depot_error)?;
-                }
-                Ok(Piece::End) => return Ok(()),
-                Err(_) => return Err(passing("the connection ended before the whole release had arrived")),
-            }
-        }
+        write_all(depot, pieces)?;
+        Ok(manifest)
     }
 
     fn write_secrets(&self, layout: &Layout) -> Outcome<()> {
@@ -186,6 +191,82 @@ impl Stage<'_> {
             }
         }
         Ok(None)
+    }
+}
+
+/// Unpacks, verifies and writes every parcel until there is no more, while the next ones arrive.
+fn write_all(depot: &HostDepot, pieces: &Receiver<Piece>) -> Outcome<()> {
+    let (hand_over, parcels) = sync_channel::<Parcel>(PARCELS_QUEUE_MAX);
+    let parcels = Mutex::new(parcels);
+    let write = || {
+        loop {
+            // Nothing panics while it is held. Who waits for the next parcel keeps the others from nothing: there is none.
+            let next = parcels.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(Parcel { hash, encoding, data }) = next else { return Ok(()) };
+            let encoding = match encoding {
+                Encoding::Raw => greenlight_depot::Encoding::Raw,
+                Encoding::Zstd => greenlight_depot::Encoding::Zstd,
+                Encoding::Delta => greenlight_depot::Encoding::Delta,
+                Encoding::Pack => greenlight_depot::Encoding::Pack,
+                Encoding::Manifest => return Err(passing("the manifest of the release was sent twice")),
+            };
+            depot.receive(hash, encoding, &data).map_err(depot_error)?;
+        }
+    };
+    let writers = std::thread::available_parallelism().map_or(1, usize::from).min(WRITERS_MAX);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..writers).map(|_| scope.spawn(write)).collect();
+        let arrived = loop {
+            let parcel = match next_parcel(pieces) {
+                Ok(Some(parcel)) => parcel,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            };
+            // A writer that is gone before the end says why.
+            if writers.iter().any(std::thread::ScopedJoinHandle::is_finished)
+                || hand_over.send(parcel).is_err()
+            {
+                break Ok(());
+            }
+        };
+        drop(hand_over);
+        let written = writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .fold(Ok(()), Result::and);
+        written.and(arrived)
+    })
+}
+
+/// The next parcel, as a whole; none when there are no more.
+fn next_parcel(pieces: &Receiver<Piece>) -> Outcome<Option<Parcel>> {
+    let mut begun: Option<Parcel> = None;
+    loop {
+        match pieces.recv() {
+            Ok(Piece::Data { hash, encoding, has_more, data }) => {
+                let parcel = match &mut begun {
+                    None => begun.insert(Parcel { hash, encoding, data }),
+                    Some(parcel) if parcel.hash == hash && parcel.encoding == encoding => {
+                        parcel.data.extend_from_slice(&data);
+                        parcel
+                    }
+                    Some(_) => return Err(passing("a parcel was sent into the middle of another one")),
+                };
+                let bytes_max = match encoding {
+                    Encoding::Manifest => MANIFEST_PARCEL_BYTES_MAX,
+                    _ => PARCEL_BYTES_MAX,
+                };
+                if parcel.data.len() > bytes_max {
+                    return Err(host(format!("a parcel of more than {bytes_max} bytes was sent")));
+                }
+                if !has_more {
+                    return Ok(begun);
+                }
+            }
+            // The sender could not read the rest, and says so to whom it belongs.
+            Ok(Piece::End) => return Ok(None),
+            Err(_) => return Err(passing("the connection ended before the whole release had arrived")),
+        }
     }
 }
 

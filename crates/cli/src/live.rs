@@ -92,9 +92,10 @@ impl Inner {
                 self.finished(&action, &result, Duration::from_millis(took_ms), &output);
             }
             Progress::Inside { instance, event } => self.inside(&instance, event),
-            Progress::Sent { instance, objects, objects_total, bytes } => {
-                let sent = format!("staging: {objects} of {objects_total} objects, {}", ByteSize(bytes));
-                self.message(&instance, &sent);
+            Progress::Sent { instance, objects, objects_total, bytes, bytes_total } => {
+                let (sent, total) = (ByteSize(bytes), ByteSize(bytes_total));
+                let text = format!("staging: {objects} of {objects_total} objects, {sent} of about {total}");
+                self.message(&instance, &text);
             }
             Progress::Waits(waits) => {
                 let now = clock::now();
@@ -206,11 +207,8 @@ impl Inner {
                     self.message(instance, &text);
                 }
             }
-            Event::Missing { objects, .. } => {
-                self.message(instance, &format!("staging: lacks {} objects", objects.len()));
-            }
-            // No step of a rollout asks for samples.
-            Event::Sampled(_) => {}
+            // What is missing is told as it is sent; no step of a rollout asks for samples.
+            Event::Missing { .. } | Event::Sampled(_) => {}
         }
     }
 

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use greenlight_drivers::transport::{BoxFuture, Transport, TransportError};
-use greenlight_link::connection::{CallError, Connection, ObjectSource, OpenOptions, StageProgress};
+use greenlight_link::connection::{CallError, Connection, OpenOptions, ReleaseSource, StageProgress};
 use greenlight_link::message::{Event, Reply, Request};
 use greenlight_model::Timestamp;
 use greenlight_model::action::Blame;
@@ -156,7 +156,7 @@ impl Hosts {
         Ok(bounded(&connection, title, Box::pin(connection.call(request, timeout, on_event))).await?)
     }
 
-    /// A staging request with the objects that it turns out to need.
+    /// A staging request with what of the release it turns out to need.
     ///
     /// # Errors
     /// As [`Hosts::call`].
@@ -164,14 +164,14 @@ impl Hosts {
         &self,
         host: &HostName,
         request: Request,
-        objects: Arc<dyn ObjectSource>,
+        release: Arc<dyn ReleaseSource>,
         timeout: Duration,
         on_progress: impl FnMut(StageProgress) + Send,
         on_event: impl FnMut(Event) + Send,
     ) -> Result<Reply, HostError> {
         let connection = self.connection(host).await?;
         let title = request.title();
-        let call = Box::pin(connection.stage(request, objects, timeout, on_progress, on_event));
+        let call = Box::pin(connection.stage(request, release, timeout, on_progress, on_event));
         Ok(bounded(&connection, title, call).await?)
     }
 

@@ -1,106 +1,82 @@
-//! The objects of one rollout's releases on their way to all of its hosts.
+//! The releases of one rollout on their way to all of its hosts.
 //!
-//! Guarantees: hosts that want the same objects at about the same time share one reading of each, and one making of each
-//! difference; what is held for that has a limit, whatever the releases and however many hosts.
+//! Guarantees: all hosts that a release goes to share one reading of its manifest, and what [`Shipment`] shares.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use greenlight_depot::{Depot, DepotError, EncodedObject};
-use greenlight_link::connection::ObjectSource;
+use greenlight_depot::{Depot, Shipment};
+use greenlight_link::connection::{Lacking, Parcel, Parcels, ReleaseSource};
 use greenlight_link::frame::Encoding;
-use greenlight_model::id::ContentHash;
+use greenlight_model::id::ReleaseId;
 
-/// Most bytes that are held for hosts which are behind. Hosts of one wave begin together and are seldom further apart.
-const HELD_BYTES_MAX: usize = 32 << 20;
-
-/// An object, and what it is sent as the difference to.
-type Key = (ContentHash, Option<ContentHash>);
-
-/// Reads from the depot for many hosts.
-pub(crate) struct DepotObjects {
+/// The releases of one depot, by those that were asked for.
+pub(crate) struct Shipments {
     depot: Arc<Depot>,
-    held: Mutex<Held>,
+    known: Mutex<HashMap<ReleaseId, Arc<Shipment>>>,
 }
 
-/// What was read last, oldest first.
-#[derive(Default)]
-struct Held {
-    objects: HashMap<Key, Arc<EncodedObject>>,
-    order: VecDeque<Key>,
-    bytes: usize,
-}
-
-impl Held {
-    fn keep(&mut self, key: Key, object: &Arc<EncodedObject>) {
-        // Two hosts may have read it at the same time.
-        if self.objects.insert(key, Arc::clone(object)).is_some() {
-            return;
-        }
-        self.order.push_back(key);
-        self.bytes += object.data.len();
-        while self.bytes > HELD_BYTES_MAX {
-            let oldest = self.order.pop_front().and_then(|oldest| self.objects.remove(&oldest));
-            self.bytes -= oldest.map_or(0, |oldest| oldest.data.len());
-        }
-    }
-}
-
-impl DepotObjects {
+impl Shipments {
     pub(crate) fn new(depot: Arc<Depot>) -> Arc<Self> {
-        Arc::new(Self { depot, held: Mutex::default() })
+        Arc::new(Self { depot, known: Mutex::default() })
     }
 
-    fn get(&self, key: Key) -> Result<Arc<EncodedObject>, DepotError> {
-        // Nothing panics while it is held; if something did, what is held would still be objects.
-        let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(object) = held().objects.get(&key) {
-            return Ok(Arc::clone(object));
+    /// A release, to be read when it is first sent.
+    pub(crate) fn of(self: &Arc<Self>, release: ReleaseId) -> Arc<dyn ReleaseSource> {
+        Arc::new(Source { shipments: Arc::clone(self), release })
+    }
+
+    fn get(&self, release: ReleaseId) -> io::Result<Arc<Shipment>> {
+        // Held while one is made: the others wait for the same. A panic then leaves what was there.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shipment) = known.get(&release) {
+            return Ok(Arc::clone(shipment));
         }
-        let object = Arc::new(match key {
-            (hash, Some(base)) => self.depot.object_as_difference(hash, base)?,
-            (hash, None) => self.depot.object(hash)?,
-        });
-        held().keep(key, &object);
-        Ok(object)
+        let shipment = Shipment::new(Arc::clone(&self.depot), release).map_err(io::Error::other)?;
+        known.insert(release, Arc::clone(&shipment));
+        Ok(shipment)
     }
 }
 
-impl ObjectSource for DepotObjects {
-    fn object(&self, hash: ContentHash, base: Option<ContentHash>) -> io::Result<(Encoding, Vec<u8>)> {
-        let object = self.get((hash, base)).map_err(io::Error::other)?;
-        let encoding = match object.encoding {
-            greenlight_depot::Encoding::Raw => Encoding::Raw,
-            greenlight_depot::Encoding::Zstd => Encoding::Zstd,
-            greenlight_depot::Encoding::Delta => Encoding::Delta,
-        };
-        Ok((encoding, object.data.clone()))
+struct Source {
+    shipments: Arc<Shipments>,
+    release: ReleaseId,
+}
+
+impl ReleaseSource for Source {
+    fn manifest(&self) -> io::Result<Parcel> {
+        let parcel = self.shipments.get(self.release)?.manifest().map_err(io::Error::other)?;
+        Ok(Parcel { encoding: Encoding::Manifest, ..on_the_wire(parcel) })
+    }
+
+    fn parcels(&self, lacking: Lacking) -> io::Result<Box<dyn Parcels>> {
+        let Lacking { objects, bases } = lacking;
+        let lacking = greenlight_depot::Lacking { objects, bases };
+        let parcels = self.shipments.get(self.release)?.parcels(lacking).map_err(io::Error::other)?;
+        Ok(Box::new(OfOneHost(parcels)))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+struct OfOneHost(greenlight_depot::Parcels);
 
-    #[test]
-    fn what_is_held_has_a_limit_and_goes_oldest_first() {
-        let mut held = Held::default();
-        let key = |n: u8| (ContentHash::from_bytes([n; 32]), None);
-        let object = |bytes| {
-            Arc::new(EncodedObject { encoding: greenlight_depot::Encoding::Raw, data: vec![0; bytes] })
-        };
-        for n in 0..40 {
-            held.keep(key(n), &object(1 << 20));
-            held.keep(key(n), &object(1 << 20));
-        }
-        assert_eq!((held.bytes, held.objects.len(), held.order.len()), (32 << 20, 32, 32));
-        assert!(!held.objects.contains_key(&key(7)) && held.objects.contains_key(&key(8)));
-        held.keep(key(99), &object(HELD_BYTES_MAX + 1));
-        assert_eq!(
-            (held.bytes, held.objects.len(), held.order.len()),
-            (0, 0, 0),
-            "one that is too large stays out"
-        );
+impl Parcels for OfOneHost {
+    fn next(&mut self) -> io::Result<Option<Parcel>> {
+        self.0.next().map(|parcel| parcel.map(on_the_wire)).transpose().map_err(io::Error::other)
     }
+
+    fn left_bytes(&self) -> u64 {
+        self.0.left_bytes()
+    }
+}
+
+fn on_the_wire(parcel: greenlight_depot::Parcel) -> Parcel {
+    let greenlight_depot::Parcel { hash, encoding, objects, bytes, content } = parcel;
+    let encoding = match encoding {
+        greenlight_depot::Encoding::Raw => Encoding::Raw,
+        greenlight_depot::Encoding::Zstd => Encoding::Zstd,
+        greenlight_depot::Encoding::Delta => Encoding::Delta,
+        greenlight_depot::Encoding::Pack => Encoding::Pack,
+    };
+    Parcel { hash, encoding, objects, bytes, content }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use greenlight_depot::Depot;
 use greenlight_drivers::canary::Share;
-use greenlight_link::connection::ObjectSource;
 use greenlight_link::message::{Event, Reply, Request, SecretValue};
 use greenlight_model::action::{Action, ActionDetail, ActionResult, Blame, OUTPUT_LINES_MAX};
 use greenlight_model::charter::{CHARTER_COPIES_MAX, Charter};
@@ -21,7 +20,7 @@ use greenlight_model::traffic::BalancerReport;
 
 use crate::gather::{Gatherer, Look};
 use crate::hosts::HostError;
-use crate::objects::DepotObjects;
+use crate::objects::Shipments;
 use crate::preflight;
 use crate::progress::{Progress, ProgressSink};
 use crate::spec::mark;
@@ -51,7 +50,7 @@ pub(crate) struct Performer {
     pub(crate) environment: Environment,
     pub(crate) releases: BTreeMap<ReleaseId, Release>,
     pub(crate) artifacts: Artifacts,
-    pub(crate) objects: Arc<DepotObjects>,
+    pub(crate) shipments: Arc<Shipments>,
     pub(crate) progress: ProgressSink,
 }
 
@@ -262,27 +261,25 @@ impl Performer {
         let spec = gatherer
             .spec(instance, Some(release))
             .ok_or_else(|| host_failed(format!("{instance} is not in the fleet file any more")))?;
-        let manifest =
-            self.artifacts.depot.manifest(release).map_err(|error| host_failed(error.to_string()))?;
         let request = Request::Stage {
             release: self.mark(release)?,
             secrets: self.secrets_of(&spec.secrets),
             spec,
-            manifest,
             rollout: self.plan.id.clone(),
         };
         let progress = Arc::clone(&self.progress);
         let (sent_to, timeout) = (instance.clone(), self.environment.timeouts.stage);
-        let objects: Arc<dyn ObjectSource> = Arc::<DepotObjects>::clone(&self.objects);
+        let source = self.shipments.of(release);
         let report = move |sent: greenlight_link::connection::StageProgress| {
             progress(Progress::Sent {
                 instance: sent_to.clone(),
                 objects: sent.objects_sent,
                 objects_total: sent.objects_total,
                 bytes: sent.bytes_sent,
+                bytes_total: sent.bytes_total,
             });
         };
-        gatherer.hosts().stage(&instance.host, request, objects, timeout, report, watch).await.map(drop)
+        gatherer.hosts().stage(&instance.host, request, source, timeout, report, watch).await.map(drop)
     }
 
     /// Drains or admits at every balancer of the service, one after the other.

@@ -61,6 +61,8 @@ pub enum Progress {
         objects_total: u64,
         /// Bytes sent.
         bytes: u64,
+        /// How many there will have been in the end: an estimate.
+        bytes_total: u64,
     },
     /// What is waited for now; sent when it changes.
     Waits(Vec<Wait>),

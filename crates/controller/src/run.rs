@@ -32,7 +32,7 @@ use crate::clock;
 use crate::gather::{Gathered, Gatherer, Look};
 use crate::hosts::{HostError, Hosts};
 use crate::judging::{Counted, EvidenceFileError, Judging};
-use crate::objects::DepotObjects;
+use crate::objects::Shipments;
 use crate::perform::{Artifacts, Performed, Performer, Standing};
 use crate::prepare::{release_facts, rollout_gates};
 use crate::progress::{Progress, ProgressSink};
@@ -193,7 +193,7 @@ impl Controller {
             charter,
             environment: environment.clone(),
             releases: releases.iter().map(|release| (release.id, release.clone())).collect(),
-            objects: DepotObjects::new(Arc::clone(&artifacts.depot)),
+            shipments: Shipments::new(Arc::clone(&artifacts.depot)),
             artifacts,
             progress: Arc::clone(&progress),
         });

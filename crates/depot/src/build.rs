@@ -349,6 +349,8 @@ fn pack(request: &BuildRequest<'_>, work: &Work<'_>, directory: &Path) -> Result
         }
         work.keep(hash, data)
     });
+    // Also when the release turns out to be there already: what was damaged of it is brought back by building it again.
+    work.finish_packs()?;
     Ok(packed?)
 }
 

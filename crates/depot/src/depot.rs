@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! releases/ID.json, ID.manifest.zst    written last: what has no ID.json is no release
-//! objects/ab/HASH, HASH.zst            as they are sent: raw, or compressed once for all hosts
+//! packs/HASH                           small objects, many in each, as they are sent
+//! objects/ab/HASH, HASH.zst            larger ones, as they are sent: raw, or compressed once for all hosts
 //! logs/ID.log                          what the build printed; failed-*.log of builds that failed
 //! git/…                                copies of remote repositories
 //! tmp/                                 work under way
@@ -13,9 +14,10 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use greenlight_model::fleet::Service;
 use greenlight_model::id::{ContentHash, ReleaseId, ServiceName};
@@ -25,7 +27,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{self, Workplace};
 use crate::error::{At, DepotError};
-use crate::object::{EncodedObject, Encoding, decode, is_sealed, set_seal, size_of_stat};
+use crate::index::Index;
+use crate::object::{EncodedObject, Encoding, content_hash, decode, is_sealed, set_seal, size_of_stat};
+use crate::pack::{self, PACKED_BYTES_MAX, Packer};
 
 /// Every release that was built here.
 #[derive(Debug, Clone)]
@@ -117,7 +121,7 @@ impl Depot {
     /// # Errors
     /// When a directory cannot be created.
     pub fn open(directory: &Path) -> Result<Self, DepotError> {
-        for path in ["", "releases", "objects", "logs", "git", "tmp"] {
+        for path in ["", "releases", "packs", "objects", "logs", "git", "tmp"] {
             disk::create_directory(&directory.join(path), 0o700)?;
         }
         Ok(Self { directory: directory.to_owned() })
@@ -180,24 +184,35 @@ impl Depot {
         found.ok_or_else(|| DepotError::NoRelease { release: id, depot: self.directory.clone() })
     }
 
-    /// An object, as it is sent.
+    /// An object, as it is sent when it is sent alone.
     ///
     /// # Errors
-    /// When it is not there, or was damaged; it is removed then, and building its release again brings it back.
+    /// When it is not there, or was damaged; it is removed then, with all that lies in the same file, and building its
+    /// release again brings it back.
     pub fn object(&self, hash: ContentHash) -> Result<EncodedObject, DepotError> {
-        for encoding in [Encoding::Zstd, Encoding::Raw] {
+        self.object_in(&self.index()?, hash)
+    }
+
+    /// As [`Depot::object`], with an index at hand. What was packed anew since the index was read is found all the same.
+    pub(crate) fn object_in(&self, index: &Index, hash: ContentHash) -> Result<EncodedObject, DepotError> {
+        if let Some(Found { file, encoding, .. }) = self.open_object(hash)? {
             let path = self.object_path(hash, encoding);
-            let Some(data) = disk::read_file(&path)? else { continue };
-            let stat = rustix::fs::stat(&path).at("look at", &path)?;
-            if !is_sealed(&stat, hash, data.len() as u64)
-                && let Err(damage) = decode(hash, encoding, &data)
-            {
-                disk::remove_file(&path)?;
-                return Err(damage);
-            }
-            return Ok(EncodedObject { encoding, data });
+            return Ok(EncodedObject { encoding, data: read_all(file, &path)? });
         }
-        Err(DepotError::ObjectMissing { hash })
+        let data = match self.packed(index, hash)? {
+            Some(data) => Some(data),
+            None => self.packed(&self.index()?, hash)?,
+        };
+        let data = data.ok_or(DepotError::ObjectMissing { hash })?;
+        EncodedObject::encode(&data).at("compress", &self.directory)
+    }
+
+    /// The bytes of an object that lies in a pack.
+    fn packed(&self, index: &Index, hash: ContentHash) -> Result<Option<Vec<u8>>, DepotError> {
+        let Some(pack) = index.find(hash).and_then(|number| index.pack(number)) else { return Ok(None) };
+        let Some((file, _)) = self.open_pack(pack.name)? else { return Ok(None) };
+        let data = read_all(file, &self.pack_path(pack.name))?;
+        pack::read(pack.name, &data)?.object(hash)
     }
 
     /// An object as its difference to another one, where both are here and that gains; else as it is.
@@ -209,13 +224,60 @@ impl Depot {
         hash: ContentHash,
         base: ContentHash,
     ) -> Result<EncodedObject, DepotError> {
-        let whole = self.object(hash)?;
+        self.difference(&self.index()?, hash, base)
+    }
+
+    pub(crate) fn difference(
+        &self,
+        index: &Index,
+        hash: ContentHash,
+        base: ContentHash,
+    ) -> Result<EncodedObject, DepotError> {
+        let whole = self.object_in(index, hash)?;
         // A base that was pruned here, or was damaged, only costs what it would have saved.
-        let Ok(before) = self.object(base) else { return Ok(whole) };
+        let Ok(before) = self.object_in(index, base) else { return Ok(whole) };
         let Ok(before) = decode(base, before.encoding, &before.data) else { return Ok(whole) };
         let data = decode(hash, whole.encoding, &whole.data)?;
         let difference = EncodedObject::encode_delta(base, &before, &data).at("compress", &self.directory)?;
         Ok(if difference.data.len() < whole.data.len() { difference } else { whole })
+    }
+
+    /// An object that lies in a file of its own. One that was damaged is removed, and an error.
+    pub(crate) fn open_object(&self, hash: ContentHash) -> Result<Option<Found>, DepotError> {
+        for encoding in [Encoding::Zstd, Encoding::Raw] {
+            let path = self.object_path(hash, encoding);
+            let is_right = |data: &[u8]| decode(hash, encoding, data).map(drop);
+            if let Some((file, bytes)) = open_sound(&path, hash, is_right)? {
+                return Ok(Some(Found { file, encoding, bytes }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A pack, with its size in bytes; none when it is gone. One that was damaged is removed, and an error.
+    pub(crate) fn open_pack(&self, name: ContentHash) -> Result<Option<(File, u64)>, DepotError> {
+        open_sound(&self.pack_path(name), name, |data| match content_hash(data) == name {
+            true => Ok(()),
+            false => {
+                let why = "it is a pack of objects whose bytes were changed in the depot".to_owned();
+                Err(DepotError::ObjectDamaged { hash: name, why })
+            }
+        })
+    }
+
+    /// The manifest of a release as it lies here, and its size in bytes.
+    pub(crate) fn open_manifest(&self, id: ReleaseId) -> Result<(File, u64), DepotError> {
+        let path = self.release_file(id, "manifest.zst");
+        let file = disk::absent_is_none(File::open(&path)).at("open", &path)?;
+        let file =
+            file.ok_or_else(|| DepotError::NoRelease { release: id, depot: self.directory.clone() })?;
+        let bytes = file.metadata().at("look at", &path)?.len();
+        Ok((file, bytes))
+    }
+
+    /// Where packed objects are, as of now.
+    pub(crate) fn index(&self) -> Result<Index, DepotError> {
+        Index::load(&self.directory.join("packs"))
     }
 
     /// What the build of a release printed.
@@ -260,7 +322,54 @@ impl Depot {
                 }
             }
         }
+        self.sweep_packs(&needed)?;
         Ok(removed)
+    }
+
+    /// Removes the packs that nothing needs, and puts what is needed of those that are mostly waste into new ones.
+    fn sweep_packs(&self, needed: &HashSet<ContentHash>) -> Result<(), DepotError> {
+        let index = self.index()?;
+        let mut used = vec![0u64; index.packs.len()];
+        // What is needed and empty counts as well.
+        for (pack, bytes) in needed.iter().filter_map(|hash| index.locate(*hash)) {
+            if let Some(used) = used.get_mut(pack as usize) {
+                *used += u64::from(bytes) + 1;
+            }
+        }
+        let is_waste = |number: usize| used[number] * 2 < index.packs[number].object_bytes;
+        let mut moved = HashSet::new();
+        let mut packer = Packer::default();
+        let write = |full: Option<Packer>| full.map_or(Ok(()), |full| self.write_pack(full, &self.scratch()));
+        for number in (0..used.len()).filter(|number| used[*number] > 0 && is_waste(*number)) {
+            let Some((file, _)) = self.open_pack(index.packs[number].name)? else { continue };
+            let data = read_all(file, &self.pack_path(index.packs[number].name))?;
+            let is_moved = |hash: &ContentHash| needed.contains(hash) && moved.insert(*hash);
+            pack::read(index.packs[number].name, &data)?
+                .each(is_moved, |hash, data| write(packer.add(hash, data)))?;
+        }
+        write(packer.rest())?;
+        disk::sync_file_system(&self.directory)?;
+        for number in (0..used.len()).filter(|number| used[*number] == 0 || is_waste(*number)) {
+            disk::remove_file(&self.pack_path(index.packs[number].name))?;
+        }
+        Ok(())
+    }
+
+    /// Writes a pack, by way of `temporary`.
+    fn write_pack(&self, pack: Packer, temporary: &Path) -> Result<(), DepotError> {
+        let data = pack.finish().at("compress for", temporary)?;
+        let name = content_hash(&data);
+        let path = self.pack_path(name);
+        write_sealed(&path, temporary, name, &data)
+    }
+
+    /// A path for something half-done that no build has.
+    fn scratch(&self) -> PathBuf {
+        self.directory.join("tmp").join(format!("pruning-{}", std::process::id()))
+    }
+
+    fn pack_path(&self, name: ContentHash) -> PathBuf {
+        self.directory.join("packs").join(name.to_string())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -275,7 +384,24 @@ impl Depot {
     pub(crate) fn work(&self) -> Result<Work<'_>, DepotError> {
         let lock = self.lock(FlockOperation::LockShared)?;
         let workplace = Workplace::create(&self.directory.join("tmp"), "work-")?;
-        Ok(Work { depot: self, workplace, _lock: lock })
+        let packed = self.packed_soundly()?;
+        let packing = Mutex::new(Packing { packer: Packer::default(), packed });
+        Ok(Work { depot: self, workplace, packing, _lock: lock })
+    }
+
+    /// Every object that lies in a pack. One that was damaged is removed.
+    fn packed_soundly(&self) -> Result<HashSet<ContentHash>, DepotError> {
+        let index = self.index()?;
+        let mut is_sound = Vec::with_capacity(index.packs.len());
+        for pack in &index.packs {
+            is_sound.push(match self.open_pack(pack.name) {
+                Ok(found) => found.is_some(),
+                Err(DepotError::ObjectDamaged { .. }) => false,
+                Err(error) => return Err(error),
+            });
+        }
+        let in_sound = |pack: u32| is_sound.get(pack as usize).copied().unwrap_or(false);
+        Ok(index.objects().filter(|(_, pack)| in_sound(*pack)).map(|(hash, _)| hash).collect())
     }
 
     fn lock(&self, operation: FlockOperation) -> Result<File, DepotError> {
@@ -298,7 +424,7 @@ impl Depot {
     fn object_path(&self, hash: ContentHash, encoding: Encoding) -> PathBuf {
         let hash = hash.to_string();
         let (fan_out, _) = hash.split_at(2);
-        // A difference is never stored.
+        // A difference is never stored, and packs lie elsewhere.
         let extension = if encoding == Encoding::Zstd { COMPRESSED } else { "" };
         self.directory.join("objects").join(fan_out).join(format!("{hash}{extension}"))
     }
@@ -306,11 +432,66 @@ impl Depot {
 
 const COMPRESSED: &str = ".zst";
 
+/// An object in a file of its own.
+pub(crate) struct Found {
+    pub(crate) file: File,
+    pub(crate) encoding: Encoding,
+    /// As encoded.
+    pub(crate) bytes: u64,
+}
+
+/// Opens a file of the depot with its size in bytes; none when it is not there. One that is not as it was written is looked
+/// at by its bytes, and removed when they are wrong.
+fn open_sound(
+    path: &Path,
+    name: ContentHash,
+    is_right: impl FnOnce(&[u8]) -> Result<(), DepotError>,
+) -> Result<Option<(File, u64)>, DepotError> {
+    let Some(file) = disk::absent_is_none(File::open(path)).at("open", path)? else { return Ok(None) };
+    let stat = rustix::fs::fstat(&file).at("look at", path)?;
+    let bytes = size_of_stat(&stat);
+    if !is_sealed(&stat, name, bytes) {
+        if let Err(damage) = disk::read_file(path).and_then(|data| is_right(&data.unwrap_or_default())) {
+            disk::remove_file(path)?;
+            return Err(damage);
+        }
+        // A copied depot is no damage: its bytes need not be looked at again.
+        set_seal(&file, name, bytes).at("set the time of", path)?;
+    }
+    Ok(Some((file, bytes)))
+}
+
+fn read_all(mut file: File, path: &Path) -> Result<Vec<u8>, DepotError> {
+    let mut data = Vec::new();
+    file.read_to_end(&mut data).at("read", path)?;
+    Ok(data)
+}
+
+/// Writes a file that is known to be untouched by its seal.
+fn write_sealed(path: &Path, temporary: &Path, name: ContentHash, data: &[u8]) -> Result<(), DepotError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o400)
+        .open(temporary)
+        .at("create", temporary)?;
+    file.write_all(data).at("write", path)?;
+    set_seal(&file, name, data.len() as u64).at("set the time of", path)?;
+    fs::rename(temporary, path).at("put in place", path)
+}
+
 /// A build under way.
 pub(crate) struct Work<'a> {
     depot: &'a Depot,
     workplace: Workplace,
+    packing: Mutex<Packing>,
     _lock: File,
+}
+
+struct Packing {
+    packer: Packer,
+    /// What is in a pack, or on its way into one.
+    packed: HashSet<ContentHash>,
 }
 
 impl Work<'_> {
@@ -329,19 +510,37 @@ impl Work<'_> {
                 Err(error) => return Err(error).at("look at", path),
             }
         }
+        if data.len() > PACKED_BYTES_MAX {
+            return self.keep_alone(hash, data);
+        }
+        let full = {
+            let mut packing = self.packing();
+            if !packing.packed.insert(hash) {
+                return Ok(());
+            }
+            packing.packer.add(hash, data)
+        };
+        // Compressed and written by the thread that has made it full, while the others go on with the next.
+        full.map_or(Ok(()), |full| self.depot.write_pack(full, &self.fresh()))
+    }
+
+    fn packing(&self) -> std::sync::MutexGuard<'_, Packing> {
+        // A panic while it is held ends the build.
+        self.packing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep_alone(&self, hash: ContentHash, data: &[u8]) -> Result<(), DepotError> {
         let temporary = self.fresh();
         let object = EncodedObject::encode(data).at("compress for", &temporary)?;
         let path = self.depot.object_path(hash, object.encoding);
         disk::create_directory(path.parent().unwrap_or(&path), 0o700)?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o400)
-            .open(&temporary)
-            .at("create", &temporary)?;
-        file.write_all(&object.data).at("write", &path)?;
-        set_seal(&file, hash, object.data.len() as u64).at("set the time of", &path)?;
-        fs::rename(&temporary, &path).at("put in place", &path)
+        write_sealed(&path, &temporary, hash, &object.data)
+    }
+
+    /// Writes the last pack, which need not be full.
+    pub(crate) fn finish_packs(&self) -> Result<(), DepotError> {
+        let rest = self.packing().packer.rest();
+        rest.map_or(Ok(()), |rest| self.depot.write_pack(rest, &self.fresh()))
     }
 
     /// Makes a release of what was kept.

@@ -31,6 +31,10 @@ pub(crate) fn create_directory(path: &Path, mode: u32) -> Result<(), DepotError>
 
 /// Writes a file beside its place, syncs it and moves it there.
 pub(crate) fn write_file(path: &Path, data: &[u8]) -> Result<(), DepotError> {
+    write(path, data, true)
+}
+
+fn write(path: &Path, data: &[u8], is_synced: bool) -> Result<(), DepotError> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -45,6 +49,9 @@ pub(crate) fn write_file(path: &Path, data: &[u8]) -> Result<(), DepotError> {
             .open(&temporary)
             .at("create", &temporary)?;
         file.write_all(data).at("write", path)?;
+        if !is_synced {
+            return fs::rename(&temporary, path).at("put in place", path);
+        }
         file.sync_all().at("sync", path)?;
         fs::rename(&temporary, path).at("put in place", path)?;
         sync_directory(path.parent().unwrap_or(path))
@@ -121,37 +128,64 @@ struct OnlyVersion {
 
 /// Writes a document as versioned JSON; compressed when `path` ends in `.zst`.
 pub(crate) fn write_document<T: Serialize>(path: &Path, content: &T) -> Result<(), DepotError> {
+    write_file(path, &encode_document(path, content)?)
+}
+
+/// The same, durable only after the next [`sync_file_system`].
+pub(crate) fn write_document_unsynced<T: Serialize>(path: &Path, content: &T) -> Result<(), DepotError> {
+    write(path, &encode_document(path, content)?, false)
+}
+
+fn encode_document<T: Serialize>(path: &Path, content: &T) -> Result<Vec<u8>, DepotError> {
     let unreadable = |why: String| DepotError::Unreadable { path: path.to_owned(), why };
     let document = Versioned { version: DOCUMENT_VERSION, content };
     let mut data = serde_json::to_vec(&document).map_err(|error| unreadable(error.to_string()))?;
     if is_compressed(path) {
         data = zstd::stream::encode_all(data.as_slice(), 3).at("compress", path)?;
     }
-    write_file(path, &data)
+    Ok(data)
 }
 
 /// Reads a document that [`write_document`] wrote; none when it is not there.
 pub(crate) fn read_document<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DepotError> {
-    let Some(mut data) = read_file(path)? else { return Ok(None) };
+    match read_file(path)? {
+        Some(data) => decode_document(path, &data, is_compressed(path)).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Reads a document from its bytes; `path` is what errors name.
+pub(crate) fn decode_document<T: DeserializeOwned>(
+    path: &Path,
+    data: &[u8],
+    is_compressed: bool,
+) -> Result<T, DepotError> {
     let unreadable = |why: String| DepotError::Unreadable { path: path.to_owned(), why };
-    if is_compressed(path) {
-        let mut plain = Vec::new();
-        zstd::stream::read::Decoder::with_buffer(data.as_slice())
+    let mut plain = Vec::new();
+    let mut data = data;
+    if is_compressed {
+        zstd::stream::read::Decoder::with_buffer(data)
             .and_then(|decoder| decoder.take(DOCUMENT_BYTES_MAX + 1).read_to_end(&mut plain))
             .map_err(|error| unreadable(error.to_string()))?;
         if plain.len() as u64 > DOCUMENT_BYTES_MAX {
             return Err(unreadable(format!("it has more than {DOCUMENT_BYTES_MAX} bytes")));
         }
-        data = plain;
+        data = &plain;
     }
-    let OnlyVersion { version: found } =
-        serde_json::from_slice(&data).map_err(|error| unreadable(error.to_string()))?;
-    if found > DOCUMENT_VERSION {
-        return Err(DepotError::NewerFormat { path: path.to_owned(), found, known: DOCUMENT_VERSION });
+    let newer =
+        |found| Err(DepotError::NewerFormat { path: path.to_owned(), found, known: DOCUMENT_VERSION });
+    // Manifests are large: one is read once, and again only when it turns out to be none of ours.
+    let document: Versioned<T> = match serde_json::from_slice(data) {
+        Ok(document) => document,
+        Err(error) => match serde_json::from_slice(data) {
+            Ok(OnlyVersion { version: found }) if found > DOCUMENT_VERSION => return newer(found),
+            _ => return Err(unreadable(error.to_string())),
+        },
+    };
+    if document.version > DOCUMENT_VERSION {
+        return newer(document.version);
     }
-    let document: Versioned<T> =
-        serde_json::from_slice(&data).map_err(|error| unreadable(error.to_string()))?;
-    Ok(Some(document.content))
+    Ok(document.content)
 }
 
 fn is_compressed(path: &Path) -> bool {

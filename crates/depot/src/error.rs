@@ -92,6 +92,14 @@ pub enum DepotError {
         /// Which.
         release: greenlight_model::id::ReleaseId,
     },
+    /// A host asks for an object that the release does not have.
+    #[error("the host asks for object number {number}, which release {} does not have", release.short())]
+    NotInRelease {
+        /// The number.
+        number: u32,
+        /// Of which release.
+        release: greenlight_model::id::ReleaseId,
+    },
     /// There is no such release in the depot.
     #[error("release {release} is not in the depot {depot}; build it again")]
     NoRelease {

@@ -1,7 +1,7 @@
 //! The host's side: the objects and releases of one service, under the service's root.
 //!
 //! ```text
-//! releases/ID/                    the tree of a release; its files are hard links to objects
+//! releases/ID/                    the tree of a release; its files are clones of objects, or hard links to them
 //! shared/                         outlives releases; nothing in here is touched
 //! .greenlight/objects/ab/HASH     a file's bytes, mode 0444; HASH.x is the same with mode 0555
 //! .greenlight/large/HASH          which chunks a large file consists of, so that they need not be kept apart
@@ -10,13 +10,15 @@
 //! .greenlight/tmp/                work under way
 //! ```
 //!
-//! Guarantees: a release's directory appears whole or not at all, and is on disk by then; a release counts as staged only
-//! when its marker exists; bytes are verified against their hash before they are named by it; a file that was changed
+//! Guarantees: a release's directory appears whole or not at all; a release counts as staged only when its marker exists,
+//! and all of it is on disk by then; bytes are verified against their hash before they are named by it; a file that was changed
 //! in place is found by its time of change and never linked into another release; a manifest cannot reach outside
 //! its release; a full disk, a crash or a kill leaves nothing that counts, and the next [`HostDepot::open`] clears it away.
 //!
-//! Not guaranteed: that an application which may write to its release's files cannot damage the object behind them. They
-//! are read-only, and such a change is found, but after the fact. One service root is changed by one rollout at a time:
+//! Where the file system can share bytes between files (XFS, btrfs), nothing that an application writes into its release
+//! reaches the store. Elsewhere files are hard links: read-only, so that only root and their owner can write to them at all;
+//! then the object changes with them, which is found before it goes into another release, and the object is fetched again.
+//! Not guaranteed there: that an older release which shares the file keeps its bytes. One service root is changed by one rollout at a time:
 //! the ledger's claim sees to that, not this module.
 
 mod changes;
@@ -28,7 +30,8 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use greenlight_model::host::ReleaseMark;
 use greenlight_model::id::{ContentHash, ReleaseId};
@@ -51,11 +54,13 @@ pub struct HostDepot {
     /// The same, open, so that thousands of links do not each walk the path.
     objects_directory: File,
     workplace: Workplace,
-    incoming: Mutex<Incoming>,
+    incoming: Mutex<Arc<Incoming>>,
     /// Held by whoever makes an object out of others.
     making: Mutex<()>,
     /// Whether the process's mask leaves the modes of objects as they are asked for.
     are_modes_kept: bool,
+    /// Whether the file system was found unable to share bytes between files.
+    cannot_clone: AtomicBool,
 }
 
 /// What says that a release is complete.
@@ -98,6 +103,7 @@ impl HostDepot {
             incoming: Mutex::default(),
             making: Mutex::default(),
             are_modes_kept: are_modes_kept(),
+            cannot_clone: AtomicBool::new(false),
         })
     }
 
@@ -152,10 +158,11 @@ impl HostDepot {
         }
         let directory = self.release_directory(mark.id);
         let tree = changes::look(&directory)?;
-        // What the preparation wrote must not be lost by a crash that the marker survives.
+        disk::write_document_unsynced(&self.document(mark.id, "manifest.zst"), manifest)?;
+        disk::write_document_unsynced(&self.document(mark.id, "tree.zst"), &tree)?;
+        // One call in place of thousands: a single fsync takes milliseconds. Nothing of the tree, of its objects and of what the
+        // preparation wrote may be lost by a crash that the marker survives.
         disk::sync_file_system(&directory)?;
-        disk::write_document(&self.document(mark.id, "manifest.zst"), manifest)?;
-        disk::write_document(&self.document(mark.id, "tree.zst"), &tree)?;
         let marker = Marker { mark: mark.clone(), manifest: crate::manifest::digest(manifest) };
         disk::write_document(&self.document(mark.id, "json"), &marker)
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`build`]: from a commit to a release. [`Depot`]: the releases that were built.
 //! - [`manifest`]: reads a tree into a manifest, and derives ids from it.
+//! - [`Shipment`]: a release on its way to its hosts.
 //! - [`host`]: the objects and releases of one service on a host.
 //!
 //! Guarantees: a name that is a hash always names those bytes; what is half-done is never visible; memory is bounded
@@ -14,9 +15,12 @@ mod disk;
 mod error;
 mod git;
 pub mod host;
+mod index;
 pub mod manifest;
 mod object;
+mod pack;
 mod scan;
+mod shipment;
 mod step;
 #[cfg(test)]
 mod testing;
@@ -25,3 +29,4 @@ pub use depot::{Depot, FindError};
 pub use error::DepotError;
 pub use git::{COMMITS_MAX, Commit, GitError, commits_between, head};
 pub use object::{EncodedObject, Encoding, OBJECT_BYTES_MAX, content_hash, decode, decode_with};
+pub use shipment::{Lacking, Parcel, Parcels, Shipment};

@@ -3,8 +3,13 @@
 //! Guarantees: [`digest`] and [`release_id`] are functions of content alone; times, owners, the order of directories and
 //! the way in which files are cut do not enter. Their encoding is versioned: another one gives other ids.
 
+use std::path::Path;
+
 use greenlight_model::id::{ContentHash, ReleaseId, ServiceName};
 use greenlight_model::manifest::{Entry, Manifest};
+
+use crate::disk;
+use crate::error::DepotError;
 
 pub use crate::check::{ManifestError, RELEASE_BYTES_MAX, check};
 pub use crate::scan::{CUT_BYTES_MIN, Refusal, scan};
@@ -44,6 +49,14 @@ pub fn release_id(service: &ServiceName, commit: &str, steps: &[String], manifes
     }
     encoder.bytes(digest(manifest).as_bytes());
     ReleaseId::from_bytes(encoder.finish())
+}
+
+/// Reads a manifest as a depot keeps and sends it.
+///
+/// # Errors
+/// When it cannot be read, is too large, or was written by a newer build.
+pub fn decode(data: &[u8]) -> Result<Manifest, DepotError> {
+    disk::decode_document(Path::new("the manifest that was sent"), data, true)
 }
 
 /// Hashes fields so that no two different lists of them run together: each text is preceded by its length.

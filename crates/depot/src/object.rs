@@ -14,7 +14,7 @@ use crate::error::DepotError;
 /// Most bytes of one object, before compression: the largest chunk that [`crate::manifest::scan`] cuts.
 pub const OBJECT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// zstd's own default: above it, time grows faster than what it saves on a LAN.
-const COMPRESSION_LEVEL: i32 = 3;
+pub(crate) const COMPRESSION_LEVEL: i32 = 3;
 /// What a difference may reach back over: the object that it refers to and what was decoded of its own, 8 MiB.
 const DELTA_WINDOW_LOG: u32 = 23;
 /// Bytes of a hash, which stands before a difference.
@@ -32,6 +32,8 @@ pub enum Encoding {
     Zstd,
     /// The hash of another object, then a zstd frame that refers to that one's bytes. Only for the wire.
     Delta,
+    /// Many objects in one run, as [`crate::pack`] has it.
+    Pack,
 }
 
 /// An object as it is stored by the controller and travels to hosts.
@@ -120,6 +122,7 @@ pub fn decode_with(
             let decoder = zstd::stream::read::Decoder::with_ref_prefix(frame, &base);
             decoder.and_then(unpacked).map_err(undecoded)?
         }
+        Encoding::Pack => return Err(damaged("it is a pack of objects, not one".to_owned())),
     };
     if bytes.len() > OBJECT_BYTES_MAX {
         return Err(DepotError::ObjectTooLarge { hash });

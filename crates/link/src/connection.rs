@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use greenlight_model::action::Blame;
 use greenlight_model::host::HostFacts;
-use greenlight_model::id::{ContentHash, HostName};
+use greenlight_model::id::HostName;
 use greenlight_model::quantity::human_duration;
 use tokio::io::{AsyncWriteExt as _, BufReader, BufWriter};
 use tokio::process::{ChildStdin, ChildStdout};
@@ -22,7 +22,7 @@ use crate::frame::{Frame, FrameError, read_frame_async, write_frame_async};
 use crate::message::{AgentError, Event, Message, Reply, Request};
 pub use crate::open::{OpenError, OpenOptions, OpenProblem};
 use crate::process::{END_GRACE, Life, Process};
-pub use crate::stage::{ObjectSource, StageProgress};
+pub use crate::stage::{Lacking, Parcel, Parcels, ReleaseSource, StageProgress};
 
 /// Messages that may wait to be written: a caller's few requests, never a backlog.
 const MESSAGES_QUEUED_MAX: usize = 64;
@@ -106,13 +106,11 @@ pub enum CallError {
     /// The agent refused or failed.
     #[error(transparent)]
     Agent(AgentError),
-    /// An object that the host lacks could not be read here.
-    #[error("object {} for {host} could not be read: {source}", hash.short())]
+    /// Something of the release that the host lacks could not be read here.
+    #[error("the release could not be read for {host}: {source}")]
     Object {
         /// The host.
         host: HostName,
-        /// Which object.
-        hash: ContentHash,
         /// Why.
         source: std::io::Error,
     },

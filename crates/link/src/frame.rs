@@ -5,7 +5,7 @@
 //! | kind | payload |
 //! | --- | --- |
 //! | 1 message | a [`Message`] as JSON, at most [`MESSAGE_BYTES_MAX`] |
-//! | 2 data | the request's number (u64), the object's hash (32 bytes), the encoding (0 raw, 1 zstd, 2 delta), at most [`DATA_BYTES_MAX`] of data |
+//! | 2 data | the request's number (u64), the parcel's hash (32 bytes), the encoding (0 raw, 1 zstd, 2 delta, 3 pack, 4 manifest), whether more of the parcel follows (0 or 1), at most [`DATA_BYTES_MAX`] of it |
 //! | 3 end of data | the request's number (u64) |
 //! | 4 packed message | a [`Message`] as JSON, at most [`MESSAGE_BYTES_MAX`] of it, in one zstd frame: how large ones are written |
 //!
@@ -25,14 +25,17 @@ use crate::message::{DATA_BYTES_MAX, MESSAGE_BYTES_MAX, Message};
 pub enum Frame {
     /// A message.
     Message(Message),
-    /// One object that belongs to a request.
+    /// A piece of a parcel that belongs to a request. The pieces of one parcel come one after the other, with nothing of
+    /// another of the same request between them.
     Data {
         /// The request's number.
         id: u64,
-        /// The hash of the object before encoding.
+        /// The hash of the object before encoding, or what else names the parcel.
         hash: ContentHash,
-        /// How `data` is packed.
+        /// How the parcel is packed.
         encoding: Encoding,
+        /// Whether it goes on with the next one.
+        has_more: bool,
         /// The packed bytes, at most [`DATA_BYTES_MAX`].
         data: Vec<u8>,
     },
@@ -52,6 +55,14 @@ pub enum Encoding {
     Zstd,
     /// The hash of another object (32 bytes), then a zstd frame that refers to that one's bytes.
     Delta,
+    /// Many objects in one run; the hash is that of all these bytes.
+    Pack,
+    /// No object, but what the release consists of, as a zstd frame; the hash is the release's id.
+    Manifest,
+}
+
+impl Encoding {
+    const ALL: [Self; 5] = [Self::Raw, Self::Zstd, Self::Delta, Self::Pack, Self::Manifest];
 }
 
 /// Why bytes are not a frame, or a frame could not be read or written.
@@ -93,6 +104,9 @@ pub enum FrameError {
     /// The data's encoding is not known.
     #[error("data in unknown encoding {0}")]
     UnknownEncoding(u8),
+    /// Whether more of the data follows is not known.
+    #[error("data with an unknown mark {0}")]
+    UnknownMark(u8),
     /// The message is not one of ours.
     #[error("a message could not be understood: {0}")]
     BadMessage(#[source] serde_json::Error),
@@ -168,8 +182,8 @@ pub async fn write_frame_async(
 
 /// Length and kind.
 const START_BYTES: usize = 5;
-/// Number, hash and encoding before an object's data.
-const DATA_FIXED_BYTES: usize = 8 + 32 + 1;
+/// Number, hash, encoding and whether more follows, before the data.
+const DATA_FIXED_BYTES: usize = 8 + 32 + 1 + 1;
 /// What is set aside before the first byte of a payload is there: enough for most messages, too little to hurt.
 const FIRST_ALLOCATION_BYTES: usize = 64 * 1024;
 /// Messages of more bytes than this are packed: manifests, above all, of which four in five bytes need not travel.
@@ -264,13 +278,14 @@ impl Plan {
             Kind::Data => {
                 let mut hash = [0u8; 32];
                 hash.copy_from_slice(&fixed[8..40]);
-                let encoding = match fixed[40] {
-                    0 => Encoding::Raw,
-                    1 => Encoding::Zstd,
-                    2 => Encoding::Delta,
-                    unknown => return Err(FrameError::UnknownEncoding(unknown)),
+                let encoding = Encoding::ALL.get(usize::from(fixed[40])).copied();
+                let encoding = encoding.ok_or(FrameError::UnknownEncoding(fixed[40]))?;
+                let has_more = match fixed[41] {
+                    0 => false,
+                    1 => true,
+                    unknown => return Err(FrameError::UnknownMark(unknown)),
                 };
-                Ok(Frame::Data { id, hash: ContentHash::from_bytes(hash), encoding, data: rest })
+                Ok(Frame::Data { id, hash: ContentHash::from_bytes(hash), encoding, has_more, data: rest })
             }
         }
     }
@@ -296,16 +311,12 @@ fn encode(frame: &Frame) -> Result<(Vec<u8>, &[u8]), FrameError> {
             head[..START_BYTES].copy_from_slice(&start);
             Ok((head, &[]))
         }
-        Frame::Data { id, hash, encoding, data } => {
+        Frame::Data { id, hash, encoding, has_more, data } => {
             let mut head = Vec::with_capacity(START_BYTES + DATA_FIXED_BYTES);
             head.extend_from_slice(&Kind::Data.start(data.len())?);
             head.extend_from_slice(&id.to_be_bytes());
             head.extend_from_slice(hash.as_bytes());
-            head.push(match encoding {
-                Encoding::Raw => 0,
-                Encoding::Zstd => 1,
-                Encoding::Delta => 2,
-            });
+            head.extend_from_slice(&[*encoding as u8, u8::from(*has_more)]);
             Ok((head, data))
         }
         Frame::EndOfData { id } => {
@@ -366,7 +377,13 @@ mod tests {
 
     fn data(bytes: usize) -> Frame {
         let hash = ContentHash::from_bytes([7; 32]);
-        Frame::Data { id: u64::MAX - 1, hash, encoding: Encoding::Zstd, data: vec![9; bytes] }
+        Frame::Data {
+            id: u64::MAX - 1,
+            hash,
+            encoding: Encoding::Zstd,
+            has_more: bytes > 1,
+            data: vec![9; bytes],
+        }
     }
 
     #[test]
@@ -397,7 +414,9 @@ mod tests {
             bytes
         };
         let mut bad_encoding = written(&data(0));
-        bad_encoding[45] = 3;
+        bad_encoding[45] = 5;
+        let mut bad_mark = written(&data(0));
+        bad_mark[46] = 2;
         let mut deep = "[".repeat(100_000);
         deep.push('1');
         let cases: Vec<(&str, Vec<u8>, &str)> = vec![
@@ -411,13 +430,14 @@ mod tests {
             ("no length", vec![0, 0, 0, 0, 1], "too short"),
             ("longest length, message", vec![255, 255, 255, 255, 1], "longer than"),
             ("longest length, data", vec![255, 255, 255, 255, 2], "longer than"),
-            ("data one byte too long", vec![0, 0x80, 0, 43, 2], "longer than"),
+            ("data one byte too long", vec![0, 0x10, 0, 44, 2], "longer than"),
+            ("an unknown mark", bad_mark, "unknown mark 2"),
             ("data without its hash", vec![0, 0, 0, 41, 2], "too short"),
             ("end with something after it", vec![0, 0, 0, 10, 3], "longer than"),
             ("end without its number", vec![0, 0, 0, 8, 3], "too short"),
             ("largest message that never comes", vec![0x20, 0, 0, 1, 1, b'{'], "ended inside"),
             ("data that ends early", written(&data(100))[..100].to_vec(), "ended inside"),
-            ("unknown encoding", bad_encoding, "unknown encoding 3"),
+            ("unknown encoding", bad_encoding, "unknown encoding 5"),
             ("an empty message", json(""), "understood"),
             ("not JSON", json("hello"), "understood"),
             ("another message", json(r#"{"greeting":{"protocol":1}}"#), "understood"),
@@ -433,8 +453,8 @@ mod tests {
 
     #[test]
     fn large_messages_travel_packed() {
-        let objects = (0..=u8::MAX).map(|n| ContentHash::from_bytes([n; 32])).collect();
-        let event = Event::Missing { objects, bases: std::collections::BTreeMap::new() };
+        let bases = (0..256u32).map(|n| (n, ContentHash::from_bytes([n.to_be_bytes()[3]; 32]))).collect();
+        let event = Event::Missing { objects: Vec::new(), bases };
         let frame = Frame::Message(Message::Event { id: 4, event });
         let bytes = written(&frame);
         assert_eq!(bytes[4], 4);

@@ -19,7 +19,6 @@ use greenlight_model::host::{
     Claim, ClaimRequest, Desired, HostFacts, HostReport, InstanceReport, InstanceSpec, ReleaseMark,
 };
 use greenlight_model::id::{ContentHash, Generation, ProcessName, ReleaseId, RolloutId, VariableName};
-use greenlight_model::manifest::Manifest;
 use greenlight_model::quantity::{duration_ms, optional_duration_ms};
 use greenlight_model::requirements::Requirements;
 use greenlight_model::sample::HostSample;
@@ -119,16 +118,14 @@ pub enum Request {
         /// Whose lease.
         rollout: RolloutId,
     },
-    /// Bring a release there. The agent sends [`Event::Missing`]; the controller sends those objects as data frames under
-    /// this request's number and ends with an end-of-data frame; the agent verifies, places and prepares.
-    /// Answered by [`Reply::Done`].
+    /// Bring a release there. The controller sends the manifest as a parcel of data frames under this request's number; the
+    /// agent says with [`Event::Missing`] what it lacks of it; the controller sends that in parcels and ends with an
+    /// end-of-data frame; the agent verifies, places and prepares. Answered by [`Reply::Done`].
     Stage {
         /// The instance as it is to be.
         spec: InstanceSpec,
         /// The release.
         release: ReleaseMark,
-        /// Its tree.
-        manifest: Manifest,
         /// The rollout that wants it.
         rollout: RolloutId,
         /// The values of the secrets that the release's processes read.
@@ -262,14 +259,15 @@ impl Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// The objects that the host lacks, in the order in which it wants them.
+    /// The objects that the host lacks.
     Missing {
-        /// Their hashes.
-        objects: Vec<ContentHash>,
+        /// Their numbers, by [`greenlight_model::manifest::Manifest::objects`], in rising order: the first of each run,
+        /// and how many.
+        objects: Vec<(u32, u32)>,
         /// What the host has in the place of some of them: the same path of the release before. A lacking object may be
         /// sent as its difference to that.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        bases: BTreeMap<ContentHash, ContentHash>,
+        bases: BTreeMap<u32, ContentHash>,
     },
     /// A step of a longer request began: "placing", "preparing", "stopping web", "starting web", "probing web".
     Phase {
@@ -380,5 +378,9 @@ pub const LINE_BYTES_MAX: usize = 16 * 1024;
 pub const SOCKET_OUTPUT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Most bytes of a message in JSON: the manifest of two million entries.
 pub const MESSAGE_BYTES_MAX: usize = 512 * 1024 * 1024;
-/// Most bytes of one object's data in a frame; objects are chunks of at most 4 MiB before compression.
-pub const DATA_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most bytes of a parcel's data in one frame: what a message may have to wait for.
+pub const DATA_BYTES_MAX: usize = 1024 * 1024;
+/// Most bytes of a parcel; objects and packs are of at most 4 MiB before compression.
+pub const PARCEL_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most bytes of a manifest's parcel: two million entries, compressed.
+pub const MANIFEST_PARCEL_BYTES_MAX: usize = 256 * 1024 * 1024;

@@ -1,77 +1,116 @@
-//! Sending a release's missing objects within a stage request.
+//! Sending a release within a stage request: its manifest, and then what the host lacks.
 //!
-//! Guarantees: at most three batches are in memory per connection (one being read, one queued, one being written); only
-//! objects of the request's own manifest are sent, whatever the host asks for; when the call ends early, for whatever
-//! reason, the host gets its end of data and can finish.
+//! Guarantees: at most three batches are in memory per connection (one being read, one queued, one being written), however
+//! large what is sent; when the call ends early, for whatever reason, the host gets its end of data and can finish.
 
-use std::collections::HashSet;
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
 use greenlight_model::id::ContentHash;
-use greenlight_model::manifest::{Entry, Manifest};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::connection::{CallError, Connection, Progress};
 use crate::frame::{Encoding, Frame};
 use crate::message::{Event, Reply, Request};
 
-/// Objects are read until they make this many bytes: many small ones cost one step, a large one is a step of its own.
-const BATCH_BYTES: usize = 256 * 1024;
+/// Parcels are read until they make this many bytes: many small ones cost one step, a large one takes several. Three of
+/// them for each of a hundred hosts are 19 MB.
+const BATCH_BYTES: usize = 64 * 1024;
 
-/// Where objects come from.
-pub trait ObjectSource: Send + Sync {
-    /// The object's bytes as they are to be sent, at most [`crate::message::DATA_BYTES_MAX`]; as the difference to `base`,
-    /// which the other side has, where that is known here and gains. Called on a thread that may block.
+/// One release, for all hosts that want it. Called on threads that may block.
+pub trait ReleaseSource: Send + Sync {
+    /// What it consists of, in the encoding for that.
     ///
     /// # Errors
-    /// When it is not there or cannot be read; the call that wants it fails.
-    fn object(&self, hash: ContentHash, base: Option<ContentHash>) -> io::Result<(Encoding, Vec<u8>)>;
+    /// When it cannot be read; the call that wants it fails.
+    fn manifest(&self) -> io::Result<Parcel>;
+
+    /// What one host lacks, in parcels.
+    ///
+    /// # Errors
+    /// When the release does not have what it asks for.
+    fn parcels(&self, lacking: Lacking) -> io::Result<Box<dyn Parcels>>;
+}
+
+/// What one host lacks, as it said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lacking {
+    /// As in [`Event::Missing`].
+    pub objects: Vec<(u32, u32)>,
+    /// As in [`Event::Missing`].
+    pub bases: BTreeMap<u32, ContentHash>,
+}
+
+/// Parcels, one after the other.
+pub trait Parcels: Send {
+    /// The next; none when all were given.
+    ///
+    /// # Errors
+    /// When it cannot be read or made; the call fails.
+    fn next(&mut self) -> io::Result<Option<Parcel>>;
+
+    /// About how many bytes those have that were not given yet.
+    fn left_bytes(&self) -> u64;
+}
+
+/// Something that is sent as a whole, in pieces.
+pub struct Parcel {
+    /// What the frame names it by.
+    pub hash: ContentHash,
+    /// How the bytes are packed.
+    pub encoding: Encoding,
+    /// How many of the objects that the host lacks it brings.
+    pub objects: u64,
+    /// How many bytes it has, at most [`crate::message::PARCEL_BYTES_MAX`], or, of a manifest,
+    /// [`crate::message::MANIFEST_PARCEL_BYTES_MAX`].
+    pub bytes: u64,
+    /// The bytes.
+    pub content: Box<dyn Read + Send>,
 }
 
 /// How far the sending is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageProgress {
-    /// Objects handed over.
+    /// Objects handed over, of those that the host lacked.
     pub objects_sent: u64,
     /// Objects that the host lacked.
     pub objects_total: u64,
     /// Bytes handed over, as encoded.
     pub bytes_sent: u64,
+    /// Bytes that there will have been in the end: an estimate, which ends as what was sent.
+    pub bytes_total: u64,
 }
 
 impl Connection {
-    /// Makes a [`Request::Stage`] and sends the objects that the host lacks from `objects`. `timeout` is for the whole.
+    /// Makes a [`Request::Stage`], and sends the release as the host needs it. `timeout` is for the whole.
     /// Progress may skip steps; the last one is always told.
     ///
     /// # Errors
-    /// As [`Connection::call`], and [`CallError::Object`] when an object cannot be read here.
+    /// As [`Connection::call`], and [`CallError::Object`] when something cannot be read here.
     pub async fn stage(
         &self,
         request: Request,
-        objects: Arc<dyn ObjectSource>,
+        release: Arc<dyn ReleaseSource>,
         timeout: Duration,
         mut on_progress: impl FnMut(StageProgress) + Send,
         mut on_event: impl FnMut(Event) + Send,
     ) -> Result<Reply, CallError> {
         let what = request.title();
-        let known = match &request {
-            Request::Stage { manifest, .. } => hashes(manifest),
-            _ => HashSet::new(),
-        };
         self.within(timeout, what, async {
             let mut exchange = self.begin(request).await?;
-            let mut sending: Option<Sending> = None;
+            let (mut sending, tell) = Sending::start(exchange.id, release, self.data());
+            let mut tell = Some(tell);
             loop {
                 let progress = tokio::select! {
                     // A reply must not overtake the last progress.
                     biased;
-                    step = Sending::next(&mut sending) => {
+                    step = sending.next() => {
                         match step {
                             Ok(progress) => on_progress(progress),
-                            Err((hash, source)) => {
-                                return Err(CallError::Object { host: self.host().clone(), hash, source });
+                            Err(source) => {
+                                return Err(CallError::Object { host: self.host().clone(), source });
                             }
                         }
                         continue;
@@ -79,20 +118,12 @@ impl Connection {
                     progress = exchange.next() => progress?,
                 };
                 match progress {
-                    Progress::Event(Event::Missing { objects: missing, bases }) => {
-                        if sending.is_some() {
+                    Progress::Event(Event::Missing { objects, bases }) => {
+                        let Some(tell) = tell.take() else {
                             return Err(exchange.protocol("it said twice what it lacks"));
-                        }
-                        if let Some(foreign) = missing.iter().find(|hash| !known.contains(*hash)) {
-                            let why = format!(
-                                "it asked for object {}, which the release does not have",
-                                foreign.short()
-                            );
-                            return Err(exchange.protocol(why));
-                        }
-                        let wanted = missing.iter().map(|hash| (*hash, bases.get(hash).copied())).collect();
-                        sending =
-                            Some(Sending::start(exchange.id, wanted, Arc::clone(&objects), self.data()));
+                        };
+                        // A sending that has failed has said why.
+                        let _ = tell.send(Lacking { objects, bases });
                     }
                     Progress::Event(event) => on_event(event),
                     Progress::Reply(reply) => return Ok(reply),
@@ -103,136 +134,123 @@ impl Connection {
     }
 }
 
-fn hashes(manifest: &Manifest) -> HashSet<ContentHash> {
-    let mut known = HashSet::new();
-    for entry in manifest.entries.values() {
-        if let Entry::File { hash, chunks, .. } = entry {
-            known.insert(*hash);
-            known.extend(chunks.iter().map(|(hash, _)| *hash));
-        }
-    }
-    known
-}
-
-/// An object that the host lacks, and what it has in its place.
-type Wanted = (ContentHash, Option<ContentHash>);
-type ObjectError = (ContentHash, io::Error);
-
-/// The task that sends one request's objects. It stops when this is dropped, but not without its end of data.
+/// The thread that sends one release to one host. It stops when this is dropped, but not without its end of data.
 struct Sending {
     progress: watch::Receiver<StageProgress>,
-    failure: Option<oneshot::Receiver<ObjectError>>,
-    /// Held for its drop, which the task sees.
-    _keep: oneshot::Sender<()>,
+    failure: Option<oneshot::Receiver<io::Error>>,
 }
 
 impl Sending {
     fn start(
         id: u64,
-        missing: Vec<Wanted>,
-        objects: Arc<dyn ObjectSource>,
+        release: Arc<dyn ReleaseSource>,
         data: mpsc::Sender<Vec<Frame>>,
-    ) -> Self {
-        let total = StageProgress { objects_total: missing.len() as u64, ..StageProgress::default() };
-        let (tell, mut progress) = watch::channel(total);
-        progress.mark_changed();
+    ) -> (Self, oneshot::Sender<Lacking>) {
+        let (progress, told) = watch::channel(StageProgress::default());
         let (fail, failure) = oneshot::channel();
-        let (keep, mut dropped) = oneshot::channel();
-        tokio::spawn(async move {
-            tokio::select! {
-                result = send_objects(id, missing, objects, &data, &tell) => if let Err(error) = result {
-                    // Nobody listens when the call is over already.
-                    let _ = fail.send(error);
-                },
-                _ = &mut dropped => {}
+        let (tell, lacking) = oneshot::channel();
+        tokio::task::spawn_blocking(move || {
+            let mut outlet = Outlet { id, data, progress, batch: Vec::new(), batch_bytes: 0 };
+            let sent = send(&mut outlet, &*release, lacking);
+            let data = outlet.data;
+            drop(outlet.progress);
+            if let Err(Stop::Failed(error)) = sent {
+                // Nobody listens when the call is over already.
+                let _ = fail.send(error);
             }
             // A host that is left without it would wait for the rest; one whose connection is gone does not matter.
-            let _ = data.send(vec![Frame::EndOfData { id }]).await;
+            let _ = data.blocking_send(vec![Frame::EndOfData { id }]);
         });
-        Self { progress, failure: Some(failure), _keep: keep }
+        (Self { progress: told, failure: Some(failure) }, tell)
     }
 
-    /// The next step of a sending that is under way; never when there is none, or none left. Safe to cancel.
-    async fn next(sending: &mut Option<Self>) -> Result<StageProgress, ObjectError> {
-        let Some(this) = sending else { return std::future::pending().await };
-        loop {
-            let Some(failure) = &mut this.failure else { return std::future::pending().await };
-            tokio::select! {
-                biased;
-                changed = this.progress.changed() => if changed.is_ok() {
-                    return Ok(*this.progress.borrow_and_update());
-                },
-                failed = &mut *failure => {
-                    this.failure = None;
-                    if let Ok(error) = failed {
-                        return Err(error);
-                    }
-                    continue;
-                }
-            }
-            // The progress has ended, and with it the sending: only its result is left.
-            let failed = (&mut *failure).await;
-            this.failure = None;
+    /// The next step of the sending; never when there is none left. Safe to cancel.
+    async fn next(&mut self) -> io::Result<StageProgress> {
+        if self.progress.changed().await.is_ok() {
+            return Ok(*self.progress.borrow_and_update());
+        }
+        // The progress has ended, and with it the sending: only its result is left.
+        if let Some(failure) = &mut self.failure {
+            let failed = failure.await;
+            self.failure = None;
             if let Ok(error) = failed {
                 return Err(error);
             }
         }
+        std::future::pending().await
     }
 }
 
-async fn send_objects(
-    id: u64,
-    missing: Vec<Wanted>,
-    objects: Arc<dyn ObjectSource>,
-    data: &mpsc::Sender<Vec<Frame>>,
-    tell: &watch::Sender<StageProgress>,
-) -> Result<(), ObjectError> {
-    let mut missing = missing.into_iter();
-    loop {
-        let objects = Arc::clone(&objects);
-        let read = tokio::task::spawn_blocking(move || {
-            let batch = read_batch(id, &mut missing, &*objects);
-            (missing, batch)
-        });
-        let batch;
-        (missing, batch) = match read.await {
-            Ok((rest, batch)) => (rest, batch?),
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // The runtime is going down, and this task with it.
-                Err(_) => return Ok(()),
-            },
-        };
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let (count, bytes) = batch.iter().fold((0, 0), |(count, bytes), frame| match frame {
-            Frame::Data { data, .. } => (count + 1, bytes + data.len() as u64),
-            Frame::Message(_) | Frame::EndOfData { .. } => (count, bytes),
-        });
-        if data.send(batch).await.is_err() {
-            // The connection is dying; the call ends with the reason.
-            return Ok(());
-        }
-        tell.send_modify(|progress| {
-            progress.objects_sent += count;
-            progress.bytes_sent += bytes;
-        });
-    }
+/// Why a sending ends before its end.
+enum Stop {
+    /// Nobody wants it any more: the call is over, or the connection dying.
+    Unwanted,
+    /// Something cannot be read.
+    Failed(io::Error),
 }
 
-fn read_batch(
-    id: u64,
-    missing: &mut impl Iterator<Item = Wanted>,
-    objects: &dyn ObjectSource,
-) -> Result<Vec<Frame>, ObjectError> {
-    let mut batch = Vec::new();
-    let mut bytes = 0;
-    while bytes < BATCH_BYTES {
-        let Some((hash, base)) = missing.next() else { break };
-        let (encoding, data) = objects.object(hash, base).map_err(|error| (hash, error))?;
-        bytes += data.len();
-        batch.push(Frame::Data { id, hash, encoding, data });
+fn send(
+    outlet: &mut Outlet,
+    release: &dyn ReleaseSource,
+    lacking: oneshot::Receiver<Lacking>,
+) -> Result<(), Stop> {
+    outlet.parcel(release.manifest().map_err(Stop::Failed)?)?;
+    outlet.flush()?;
+    let lacking = lacking.blocking_recv().map_err(|_| Stop::Unwanted)?;
+    let objects_total = lacking.objects.iter().map(|(_, count)| u64::from(*count)).sum();
+    let mut parcels = release.parcels(lacking).map_err(Stop::Failed)?;
+    let mut progress = StageProgress { objects_total, ..StageProgress::default() };
+    progress.bytes_total = parcels.left_bytes();
+    outlet.progress.send_replace(progress);
+    while let Some(parcel) = parcels.next().map_err(Stop::Failed)? {
+        progress.objects_sent += parcel.objects;
+        progress.bytes_sent += parcel.bytes;
+        progress.bytes_total = progress.bytes_sent + parcels.left_bytes();
+        outlet.parcel(parcel)?;
+        outlet.progress.send_replace(progress);
     }
-    Ok(batch)
+    outlet.flush()
+}
+
+/// Where one sending's frames go.
+struct Outlet {
+    id: u64,
+    data: mpsc::Sender<Vec<Frame>>,
+    progress: watch::Sender<StageProgress>,
+    batch: Vec<Frame>,
+    batch_bytes: usize,
+}
+
+impl Outlet {
+    fn parcel(&mut self, parcel: Parcel) -> Result<(), Stop> {
+        let Parcel { hash, encoding, bytes, mut content, .. } = parcel;
+        let mut left = bytes;
+        loop {
+            let room = (BATCH_BYTES - self.batch_bytes) as u64;
+            let mut data = Vec::with_capacity(usize::try_from(room.min(left)).unwrap_or(BATCH_BYTES));
+            let piece = (&mut content).take(room.min(left)).read_to_end(&mut data).map_err(Stop::Failed)?;
+            if piece == 0 && left > 0 {
+                // What was begun is not ended: the host drops it with the end of the data.
+                return Err(Stop::Failed(io::Error::other("it became shorter while it was sent")));
+            }
+            left -= piece as u64;
+            self.batch_bytes += piece;
+            self.batch.push(Frame::Data { id: self.id, hash, encoding, has_more: left > 0, data });
+            if self.batch_bytes >= BATCH_BYTES {
+                self.flush()?;
+            }
+            if left == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Stop> {
+        self.batch_bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        if self.progress.is_closed() || self.data.blocking_send(batch).is_err() {
+            return Err(Stop::Unwanted);
+        }
+        Ok(())
+    }
 }

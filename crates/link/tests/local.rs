@@ -4,20 +4,21 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{Read as _, Write as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Cursor, Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use greenlight_link::connection::{CallError, Connection, ObjectSource, OpenOptions, StageProgress};
+use greenlight_link::connection::{
+    CallError, Connection, Lacking, OpenOptions, Parcel, Parcels, ReleaseSource, StageProgress,
+};
 use greenlight_link::frame::Encoding;
 use greenlight_link::message::{PROTOCOL_VERSION, Reply, Request};
 use greenlight_model::fleet::{LinkKind, ManagerKind};
 use greenlight_model::host::{InstanceSpec, ReleaseMark};
 use greenlight_model::id::{ContentHash, ReleaseId};
-use greenlight_model::manifest::{Entry, Manifest};
 use support::{PATIENCE, command, host, options, run, text};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -166,46 +167,81 @@ fn write_program(path: &std::path::Path, script: &str) {
     assert!(written.success());
 }
 
-/// Objects by hash, with a count of those that were read.
-struct Objects {
-    content: HashMap<ContentHash, Vec<u8>>,
+/// A release of numbered objects, each of so many bytes, of which only the first `held` are there; with a count of those that
+/// were read.
+struct Numbered {
+    objects: u64,
+    held: u64,
+    bytes: usize,
     read: AtomicU64,
 }
 
-impl Objects {
-    /// The content of the first `held` files of a stage request.
-    fn of(request: &Request, held: usize, bytes: usize) -> Arc<Self> {
-        let Request::Stage { manifest, .. } = request else { panic!("not a stage request") };
-        let content = (0..held as u64).map(|number| {
-            let Some(Entry::File { hash, .. }) = manifest.entries.get(&format!("file{number}")) else {
-                panic!("no file {number}")
-            };
-            (*hash, object(number, bytes))
-        });
-        Arc::new(Self { content: content.collect(), read: AtomicU64::new(0) })
+impl Numbered {
+    fn new(objects: u64, held: u64, bytes: usize) -> Arc<Self> {
+        Arc::new(Self { objects, held, bytes, read: AtomicU64::new(0) })
     }
 }
 
-impl ObjectSource for Objects {
-    fn object(&self, hash: ContentHash, _base: Option<ContentHash>) -> std::io::Result<(Encoding, Vec<u8>)> {
-        self.read.fetch_add(1, Ordering::SeqCst);
-        let content = self.content.get(&hash).cloned();
-        content.map(|content| (Encoding::Raw, content)).ok_or_else(|| std::io::Error::other("it is gone"))
+/// What the test agent is told of how many objects there are.
+struct Source(Arc<Numbered>);
+
+impl ReleaseSource for Source {
+    fn manifest(&self) -> std::io::Result<Parcel> {
+        let content = self.0.objects.to_string().into_bytes();
+        Ok(parcel(Encoding::Manifest, 0, content))
     }
+
+    fn parcels(&self, lacking: Lacking) -> std::io::Result<Box<dyn Parcels>> {
+        let numbers: Vec<u64> =
+            lacking.objects.iter().flat_map(|(first, count)| *first..first + count).map(u64::from).collect();
+        if numbers.iter().any(|number| *number >= self.0.objects) {
+            return Err(std::io::Error::other("the release does not have it"));
+        }
+        Ok(Box::new(Reading { of: Arc::clone(&self.0), numbers: numbers.into_iter() }))
+    }
+}
+
+struct Reading {
+    of: Arc<Numbered>,
+    numbers: std::vec::IntoIter<u64>,
+}
+
+impl Parcels for Reading {
+    fn next(&mut self) -> std::io::Result<Option<Parcel>> {
+        let Some(number) = self.numbers.next() else { return Ok(None) };
+        self.of.read.fetch_add(1, Ordering::SeqCst);
+        match number < self.of.held {
+            true => Ok(Some(parcel(Encoding::Raw, 1, object(number, self.of.bytes)))),
+            false => Err(std::io::Error::other("it is gone")),
+        }
+    }
+
+    fn left_bytes(&self) -> u64 {
+        (self.numbers.len() * self.of.bytes) as u64
+    }
+}
+
+fn parcel(encoding: Encoding, objects: u64, content: Vec<u8>) -> Parcel {
+    let hash = ContentHash::from_bytes(*blake3::hash(&content).as_bytes());
+    Parcel { hash, encoding, objects, bytes: content.len() as u64, content: Box::new(Cursor::new(content)) }
 }
 
 #[tokio::test]
 async fn a_stage_sends_what_is_missing() {
     for (files, bytes) in [(0, 0), (1, 8), (2_000, 100), (20, 4 << 20)] {
         let connection = open().await;
-        let request = stage(files, bytes, "", "");
-        let objects = Objects::of(&request, usize::try_from(files).unwrap(), bytes);
+        let objects = Arc::new(Source(Numbered::new(files, files, bytes)));
         let mut told: Vec<StageProgress> = Vec::new();
         let reply =
-            connection.stage(request, objects, PATIENCE, |progress| told.push(progress), |_| {}).await;
+            connection.stage(stage("", ""), objects, PATIENCE, |progress| told.push(progress), |_| {}).await;
         let total = files * bytes as u64;
         assert_eq!(reply.unwrap(), Reply::Output(format!("{files} objects, {total} bytes")));
-        let last = StageProgress { objects_sent: files, objects_total: files, bytes_sent: total };
+        let last = StageProgress {
+            objects_sent: files,
+            objects_total: files,
+            bytes_sent: total,
+            bytes_total: total,
+        };
         assert_eq!(told.last(), Some(&last));
         assert!(told.is_sorted_by_key(|progress| progress.bytes_sent));
     }
@@ -221,8 +257,8 @@ async fn a_slow_host_slows_down_the_reading() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pace");
     let listener = UnixListener::bind(&path).unwrap();
-    let request = stage(FILES, BYTES, "", path.to_str().unwrap());
-    let objects = Objects::of(&request, usize::try_from(FILES).unwrap(), BYTES);
+    let request = stage("", path.to_str().unwrap());
+    let objects = Numbered::new(FILES, FILES, BYTES);
     let pace = std::thread::spawn({
         let objects = Arc::clone(&objects);
         move || {
@@ -237,7 +273,7 @@ async fn a_slow_host_slows_down_the_reading() {
         }
     });
     let connection = open().await;
-    connection.stage(request, objects, PATIENCE, |_| {}, |_| {}).await.unwrap();
+    connection.stage(request, Arc::new(Source(objects)), PATIENCE, |_| {}, |_| {}).await.unwrap();
     let ahead_max = pace.join().unwrap();
     assert!((1..=AHEAD_MAX).contains(&ahead_max), "{ahead_max} objects were read ahead");
 }
@@ -247,14 +283,13 @@ async fn a_stage_that_fails_leaves_the_connection_usable() {
     const FILES: u64 = 30;
     const BYTES: usize = 1 << 20;
     for (held, commit, expected) in [
-        (3, "", "could not be read: it is gone"),
+        (3, "", "could not be read for web1: it is gone"),
         (30, "5", "the disk is full"),
-        (30, "foreign", "asked for object 000000000000, which the release does not have"),
+        (30, "foreign", "the release does not have it"),
     ] {
         let connection = open().await;
-        let request = stage(FILES, BYTES, commit, "");
-        let objects = Objects::of(&request, held, BYTES);
-        let error = connection.stage(request, objects, PATIENCE, |_| {}, |_| {}).await.unwrap_err();
+        let objects = Arc::new(Source(Numbered::new(FILES, held, BYTES)));
+        let error = connection.stage(stage(commit, ""), objects, PATIENCE, |_| {}, |_| {}).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert_eq!(run(&connection, &["echo", "still"]).await.0, ["still"]);
     }
@@ -265,8 +300,8 @@ async fn a_stage_that_is_dropped_ends_its_data() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pace");
     let listener = UnixListener::bind(&path).unwrap();
-    let request = stage(20, 1 << 20, "", path.to_str().unwrap());
-    let objects = Objects::of(&request, 20, 1 << 20);
+    let request = stage("", path.to_str().unwrap());
+    let objects = Arc::new(Source(Numbered::new(20, 20, 1 << 20)));
     let connection = open().await;
     let mut events = Vec::new();
     {
@@ -294,8 +329,8 @@ async fn an_agent_that_takes_nothing_any_more_can_be_closed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pace");
     let listener = UnixListener::bind(&path).unwrap();
-    let request = stage(20, 1 << 20, "", path.to_str().unwrap());
-    let objects = Objects::of(&request, 20, 1 << 20);
+    let request = stage("", path.to_str().unwrap());
+    let objects = Arc::new(Source(Numbered::new(20, 20, 1 << 20)));
     let connection = open().await;
     let staging = tokio::spawn({
         let connection = connection.clone();
@@ -313,14 +348,9 @@ async fn an_agent_that_takes_nothing_any_more_can_be_closed() {
     assert!(error.to_string().ends_with("during the staging: it was closed"), "{error}");
 }
 
-/// A release whose files are numbered, each of so many bytes; `commit` tells the test agent how to behave, and `label`
-/// is the socket on which it asks before it takes the next object.
-fn stage(files: u64, bytes: usize, commit: &str, label: &str) -> Request {
-    let entries = (0..files).map(|number| {
-        let hash = ContentHash::from_bytes(*blake3::hash(&object(number, bytes)).as_bytes());
-        let entry = Entry::File { size: bytes as u64, executable: false, hash, chunks: Vec::new() };
-        (format!("file{number}"), entry)
-    });
+/// A stage; `commit` tells the test agent how to behave, and `label` is the socket on which it asks before it takes the next
+/// object.
+fn stage(commit: &str, label: &str) -> Request {
     Request::Stage {
         spec: InstanceSpec {
             service: "web".parse().unwrap(),
@@ -339,7 +369,6 @@ fn stage(files: u64, bytes: usize, commit: &str, label: &str) -> Request {
             label: label.to_owned(),
             commit: commit.to_owned(),
         },
-        manifest: Manifest { entries: entries.collect() },
         rollout: "test-1".parse().unwrap(),
         secrets: BTreeMap::new(),
     }

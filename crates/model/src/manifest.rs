@@ -1,6 +1,6 @@
 //! A release and the tree it consists of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,24 @@ pub const PATH_BYTES_MAX: usize = 4_096;
 pub struct Manifest {
     /// Entry by path, relative to the release's directory, `/` between components, never `..`, never absolute.
     pub entries: BTreeMap<String, Entry>,
+}
+
+impl Manifest {
+    /// The objects that the files consist of, each once with its size in bytes, in the order in which they come first. An object's
+    /// place here is its number wherever controller and host speak of a release.
+    #[must_use]
+    pub fn objects(&self) -> Vec<(ContentHash, u32)> {
+        let mut seen = HashSet::new();
+        let mut objects = Vec::new();
+        for entry in self.entries.values() {
+            let Entry::File { size, hash, chunks, .. } = entry else { continue };
+            // A file that was not cut is far smaller than what 32 bits hold.
+            let whole = [(*hash, u32::try_from(*size).unwrap_or(u32::MAX))];
+            let parts = if chunks.is_empty() { &whole[..] } else { chunks };
+            objects.extend(parts.iter().filter(|(hash, _)| seen.insert(*hash)));
+        }
+        objects
+    }
 }
 
 /// What is at a path.

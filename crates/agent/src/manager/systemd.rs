@@ -132,6 +132,13 @@ impl Systemd {
     fn is_written(&self, process: &ProcessName) -> Outcome<bool> {
         Ok(written(&self.unit_path(process)?)?.is_some())
     }
+
+    /// Whether our unit is started when the manager is: its link is there, and leads to it. To enable it once more would do
+    /// nothing but have systemd read all units again, which is most of what a restart takes.
+    fn is_enabled(&self, path: &Path, unit: &str) -> bool {
+        let link = path.with_file_name(format!("{}.wants", target(self.scope))).join(unit);
+        fs::read_link(&link).is_ok_and(|found| found == path)
+    }
 }
 
 impl Manager for Systemd {
@@ -201,7 +208,9 @@ impl Manager for Systemd {
         self.order(&["daemon-reload"], ANSWER_TIMEOUT * 2)?;
         // An earlier process that was given up would keep a new one from starting; that there was none is as good.
         self.systemctl(&["reset-failed", "--", &unit], ANSWER_TIMEOUT)?;
-        self.order(&["enable", "--quiet", "--", &unit], ANSWER_TIMEOUT)?;
+        if !self.is_enabled(&path, &unit) {
+            self.order(&["enable", "--quiet", "--", &unit], ANSWER_TIMEOUT)?;
+        }
         let started = self.systemctl(&["start", "--", &unit], ANSWER_TIMEOUT + plan.start_timeout)?;
         match started.status.success() {
             true => Ok(()),

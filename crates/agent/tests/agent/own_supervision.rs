@@ -119,7 +119,6 @@ fn without_the_claim_nothing_is_changed() {
     let refused = host.ask(Request::Stage {
         spec: spec.clone(),
         release: v1.mark.clone(),
-        manifest: v1.manifest.clone(),
         rollout: ROLLOUT.parse().unwrap(),
         secrets: BTreeMap::new(),
     });

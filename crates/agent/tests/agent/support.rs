@@ -258,15 +258,23 @@ impl Host {
         let id = self.send(Request::Stage {
             spec: spec.clone(),
             release: release.mark.clone(),
-            manifest: release.manifest.clone(),
             rollout: ROLLOUT.parse().unwrap(),
             secrets: secrets.collect::<BTreeMap<VariableName, SecretValue>>(),
         });
+        let hash = ContentHash::from_bytes(*release.mark.id.as_bytes());
+        let data = zstd::encode_all(
+            serde_json::json!({ "version": 1, "content": release.manifest }).to_string().as_bytes(),
+            3,
+        )
+        .unwrap();
+        self.write(&Frame::Data { id, hash, encoding: Encoding::Manifest, has_more: false, data });
         match self.next(id) {
             Ok(Event::Missing { objects, .. }) => {
-                for hash in objects {
+                let all = release.manifest.objects();
+                for number in objects.into_iter().flat_map(|(first, count)| first..first + count) {
+                    let (hash, _) = all[number as usize];
                     let data = release.objects[&hash].clone();
-                    self.write(&Frame::Data { id, hash, encoding: Encoding::Raw, data });
+                    self.write(&Frame::Data { id, hash, encoding: Encoding::Raw, has_more: false, data });
                 }
                 self.write(&Frame::EndOfData { id });
             }

@@ -1,23 +1,35 @@
 //! The depot on a real disk, and releases on their way from it to a host.
 
 use super::*;
+use std::sync::Arc;
+
 use crate::host::HostDepot;
 use crate::testing::{Node, Project, build_at, look, noise, service};
+use crate::{Parcel, Shipment};
 
 /// Sends a release from the depot to a host, as the controller and the agent do; returns how many bytes crossed.
 fn send(depot: &Depot, release: &Release, host: &HostDepot) -> usize {
-    let manifest = depot.manifest(release.id).unwrap();
+    let shipment = Shipment::new(Arc::new(depot.clone()), release.id).unwrap();
+    send_shipment(&shipment, release, host)
+}
+
+fn send_shipment(shipment: &Arc<Shipment>, release: &Release, host: &HostDepot) -> usize {
+    let read = |mut parcel: Parcel| {
+        let mut data = Vec::new();
+        parcel.content.read_to_end(&mut data).unwrap();
+        assert_eq!(parcel.bytes, data.len() as u64);
+        (parcel.hash, parcel.encoding, data)
+    };
+    let manifest = crate::manifest::decode(&read(shipment.manifest().unwrap()).2).unwrap();
     let mut bytes = 0;
-    let missing = host.missing(&manifest).unwrap();
-    let bases = host.bases(&manifest, &missing).unwrap();
-    for hash in missing {
-        let object = match bases.get(&hash) {
-            Some(base) => depot.object_as_difference(hash, *base).unwrap(),
-            None => depot.object(hash).unwrap(),
-        };
-        bytes += object.data.len();
-        host.receive(hash, object.encoding, &object.data).unwrap();
+    let mut parcels = shipment.parcels(host.lacking(&manifest).unwrap()).unwrap();
+    for parcel in parcels.by_ref() {
+        let (hash, encoding, data) = read(parcel.unwrap());
+        bytes += data.len();
+        host.receive(hash, encoding, &data).unwrap();
     }
+    assert_eq!(parcels.left_bytes(), 0);
+    assert_eq!(host.missing(&manifest).unwrap(), []);
     host.place(release.id, &manifest).unwrap();
     let mark = greenlight_model::host::ReleaseMark {
         id: release.id,
@@ -107,7 +119,9 @@ fn a_release_is_found_by_what_people_call_it() {
 
 #[test]
 fn pruning_removes_releases_and_what_only_they_needed() {
-    let project = Project::new(&[("both", Node::File(b"both")), ("own", Node::File(b"1"))]);
+    // The two of the first release lie in one pack, of which little is needed by the second.
+    let own = noise(1, 1_000);
+    let project = Project::new(&[("both", Node::File(b"both")), ("own", Node::File(&own))]);
     let first = build_at(&project, &service(&["echo log"]), None, 0).unwrap();
     let large = noise(3, 3 << 20);
     project.commit("second", &[("own", Node::File(b"2")), ("large", Node::File(&large))]);
@@ -118,7 +132,8 @@ fn pruning_removes_releases_and_what_only_they_needed() {
     assert_eq!(depot.releases().unwrap(), std::slice::from_ref(&second));
     assert!(matches!(depot.manifest(first.id), Err(DepotError::NoRelease { .. })));
     assert!(!depot.log(first.id).exists() && depot.log(second.id).exists());
-    assert!(matches!(depot.object(crate::content_hash(b"1")), Err(DepotError::ObjectMissing { .. })));
+    assert!(matches!(depot.object(crate::content_hash(&own)), Err(DepotError::ObjectMissing { .. })));
+    assert_eq!(depot.object(crate::content_hash(b"both")).unwrap().data, b"both");
     let host = HostDepot::open(&project.directory.path().join("srv/web")).unwrap();
     assert!(send(&depot, &second, &host) > 0, "everything that is left is whole");
     assert_eq!(build_at(&project, &service(&["echo log"]), Some("HEAD~1"), 2).unwrap().id, first.id);
@@ -130,10 +145,13 @@ fn a_damaged_object_is_found_and_built_again() {
     let release = build_at(&project, &service(&[]), None, 0).unwrap();
     let depot = project.depot();
     let hash = crate::content_hash(b"right");
-    let path = depot.object_path(hash, Encoding::Raw);
+    let pack = || depot.pack_path(depot.index().unwrap().packs[0].name);
     let damage = || {
+        let path = pack();
+        let mut data = fs::read(&path).unwrap();
+        *data.last_mut().unwrap() ^= 1;
         fs::remove_file(&path).unwrap();
-        fs::write(&path, "wrong").unwrap();
+        fs::write(&path, data).unwrap();
     };
     damage();
     assert!(matches!(depot.object(hash), Err(DepotError::ObjectDamaged { .. })));

@@ -1,5 +1,6 @@
 //! What was changed in a release's directory since it was staged, by whomever.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -71,7 +72,21 @@ impl HostDepot {
     /// # Errors
     /// When the tree, or what was noted of it, cannot be read.
     pub fn local_changes(&self, id: ReleaseId) -> Result<Vec<LocalChange>, DepotError> {
-        let Some(manifest) = self.manifest(id)? else { return Ok(Vec::new()) };
+        if self.marker(id)?.is_none() {
+            return Ok(Vec::new());
+        }
+        // Of thousands of files hardly any has changed: the manifest is read for the first that may have.
+        let manifest: OnceCell<Manifest> = OnceCell::new();
+        let entry = |path: &str| -> Result<Option<Entry>, DepotError> {
+            let manifest = match manifest.get() {
+                Some(manifest) => manifest,
+                None => {
+                    let found = self.manifest(id)?.unwrap_or_default();
+                    manifest.get_or_init(|| found)
+                }
+            };
+            Ok(manifest.entries.get(path).cloned())
+        };
         let Some(then): Option<Seen> = disk::read_document(&self.document(id, "tree.zst"))? else {
             let path = self.document(id, "tree.zst");
             return Err(DepotError::Unreadable { path, why: "it is gone".to_owned() });
@@ -84,7 +99,9 @@ impl HostDepot {
                 None => {
                     changes.insert(path, ChangeKind::Added);
                 }
-                Some(before) if is_changed(&directory, &manifest, path, *before, *stamp)? => {
+                Some(before)
+                    if before != stamp && is_changed(&directory, entry(path)?, path, *before, *stamp)? =>
+                {
                     changes.insert(path, ChangeKind::Changed);
                 }
                 Some(_) => {}
@@ -99,19 +116,16 @@ impl HostDepot {
 
 fn is_changed(
     directory: &Path,
-    manifest: &Manifest,
+    entry: Option<Entry>,
     path: &str,
     before: Stamp,
     now: Stamp,
 ) -> Result<bool, DepotError> {
-    if before == now {
-        return Ok(false);
-    }
-    match (before.0, now.0, manifest.entries.get(path)) {
+    match (before.0, now.0, entry) {
         // Directories change with what is in them, which is reported as such.
         (Kind::Directory, Kind::Directory, _) => Ok(false),
         (Kind::File, Kind::File, Some(Entry::File { size, hash, .. })) => {
-            Ok(*size != now.1 || hash_of(&directory.join(path))? != *hash)
+            Ok(size != now.1 || hash_of(&directory.join(path))? != hash)
         }
         (Kind::Symlink, Kind::Symlink, Some(Entry::Symlink { target })) => {
             let path = directory.join(path);

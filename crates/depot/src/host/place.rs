@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,8 +23,8 @@ use crate::error::{At, DepotError};
 const THREADS_MAX: usize = 4;
 
 impl HostDepot {
-    /// Builds the tree of a release and puts it at [`HostDepot::release_directory`], whole and synced. A release that is
-    /// complete is left alone; what a crash left of one that is not is removed first.
+    /// Builds the tree of a release and puts it at [`HostDepot::release_directory`], whole; it is durable when the release is
+    /// complete. One that is complete is left alone; what a crash left of one that is not is removed first.
     ///
     /// # Errors
     /// [`DepotError::ObjectMissing`] when an object is not there or was found damaged (ask [`HostDepot::missing`]
@@ -36,12 +37,9 @@ impl HostDepot {
         let directory = self.release_directory(id);
         disk::remove_tree(&directory)?;
         let building = self.workplace.fresh();
-        let placed = self.build(&tree, &building).and_then(|()| {
-            // One call in place of thousands: a single fsync takes milliseconds.
-            disk::sync_file_system(&building)?;
-            fs::rename(&building, &directory).at("put in place", &directory)?;
-            disk::sync_directory(&self.releases())
-        });
+        let placed = self
+            .build(&tree, &building)
+            .and_then(|()| fs::rename(&building, &directory).at("put in place", &directory));
         if let Err(error) = placed {
             disk::remove_tree(&building)?;
             return Err(error);
@@ -112,6 +110,9 @@ impl HostDepot {
                     self.make(file, large)?;
                 }
             }
+            if self.clone_object(file, &object, &directory, &path)? {
+                continue;
+            }
             match rustix::fs::linkat(
                 &self.objects_directory,
                 &*object,
@@ -128,6 +129,34 @@ impl HostDepot {
             }
         }
         Ok(())
+    }
+
+    /// Makes a file of a release that shares the object's bytes on the disk, and nothing else: what the application writes to it
+    /// is its own. False where the file system has no such thing; then it is not asked again.
+    fn clone_object(
+        &self,
+        file: &check::File<'_>,
+        object: &str,
+        directory: &OwnedFd,
+        path: &Path,
+    ) -> Result<bool, DepotError> {
+        if self.cannot_clone.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let from = self.open_object(object)?.ok_or(DepotError::ObjectMissing { hash: file.hash })?;
+        let (to, mode) = (path.join(file.name), Mode::from_raw_mode(object_mode(file.executable)));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let out = rustix::fs::openat(directory, file.name, flags, mode).at("create", &to)?;
+        match rustix::fs::ioctl_ficlone(&out, &from) {
+            Ok(()) if self.are_modes_kept => Ok(true),
+            Ok(()) => rustix::fs::fchmod(&out, mode).at("set the mode of", &to).map(|()| true),
+            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV | Errno::NOSYS) => {
+                self.cannot_clone.store(true, Ordering::Relaxed);
+                rustix::fs::unlinkat(directory, file.name, AtFlags::empty()).at("remove", &to)?;
+                Ok(false)
+            }
+            Err(error) => Err(error).at("write", &to),
+        }
     }
 
     /// Makes the object of a file that is not there as such: out of the one with the other mode, or out of its chunks.
@@ -165,7 +194,7 @@ impl HostDepot {
         let out = self.create_part(file.hash, file.size)?;
         let mut offset = 0;
         for (hash, bytes) in file.chunks {
-            if !has_arrived(&out, *hash, *bytes, offset) {
+            if !self.has_written(file.hash, offset) && !has_arrived(&out, *hash, *bytes, offset) {
                 let data = self.chunk(*hash, *bytes, large)?;
                 out.write_all_at(&data, offset).at("write", to)?;
             }
@@ -180,7 +209,7 @@ impl HostDepot {
             return Err(DepotError::ObjectDamaged { hash: file.hash, why });
         }
         let chunks = Chunks { chunks: file.chunks.to_vec() };
-        disk::write_document(&self.large_directory().join(file.hash.to_string()), &chunks)?;
+        disk::write_document_unsynced(&self.large_directory().join(file.hash.to_string()), &chunks)?;
         self.put(&out, to, file.executable, file.hash, file.size)
     }
 

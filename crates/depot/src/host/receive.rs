@@ -4,12 +4,12 @@
 //! Chunks go straight to their place in the file that they make up, under `large/HASH.part`; a transfer that is begun again
 //! reads there which ones it has.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use greenlight_model::id::ContentHash;
 use greenlight_model::manifest::{Entry, Manifest};
@@ -19,6 +19,12 @@ use crate::check;
 use crate::disk;
 use crate::error::{At, DepotError};
 use crate::object::{Encoding, OBJECT_BYTES_MAX, content_hash, decode_with};
+use crate::pack;
+use crate::shipment::Lacking;
+
+/// Most objects for which something is proposed that they may be sent as the difference to. When more than these have
+/// changed, so have most, and one by one they cost more than they save.
+const BASES_MAX: usize = 16_384;
 
 /// Where each chunk of the large files that are here lies.
 pub(super) type Large = HashMap<ContentHash, Within>;
@@ -35,6 +41,8 @@ pub(super) struct Within {
 /// What becomes of the objects of a release as they arrive.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
+    /// What is lacking. Packs bring other objects too.
+    missing: HashSet<ContentHash>,
     /// Files of which every one is executable, so that the object is needed as such.
     executable: HashSet<ContentHash>,
     /// Objects that are small files.
@@ -42,6 +50,8 @@ pub(super) struct Incoming {
     /// The places of each chunk: the file with its size in bytes, and the offset.
     chunks: HashMap<ContentHash, Vec<(ContentHash, u64, u64)>>,
     large: Large,
+    /// The chunks that were verified and written by this process, by file and offset: they need not be read again.
+    written: Mutex<HashSet<(ContentHash, u64)>>,
 }
 
 impl Incoming {
@@ -106,8 +116,35 @@ impl HostDepot {
                 offset += u64::from(*bytes);
             }
         }
-        *self.incoming.lock().unwrap_or_else(PoisonError::into_inner) = Incoming::of(manifest, large);
+        let incoming =
+            Incoming { missing: missing.iter().copied().collect(), ..Incoming::of(manifest, large) };
+        *self.incoming.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(incoming);
         Ok(missing)
+    }
+
+    /// The same by number, with what is here in their place: what the sender is to be told.
+    ///
+    /// # Errors
+    /// As [`HostDepot::missing`].
+    pub fn lacking(&self, manifest: &Manifest) -> Result<Lacking, DepotError> {
+        let missing: HashSet<ContentHash> = self.missing(manifest)?.into_iter().collect();
+        let bases = self.bases(manifest, &missing)?;
+        let mut lacking = Lacking::default();
+        for (number, (hash, _)) in (0u32..).zip(manifest.objects()) {
+            if !missing.contains(&hash) {
+                continue;
+            }
+            match lacking.objects.last_mut() {
+                Some((first, count)) if *first + *count == number => *count += 1,
+                _ => lacking.objects.push((number, 1)),
+            }
+            if lacking.bases.len() < BASES_MAX
+                && let Some(base) = bases.get(&hash)
+            {
+                lacking.bases.insert(number, *base);
+            }
+        }
+        Ok(lacking)
     }
 
     /// What this host has in the place of missing objects: the same path of the current release, or of the one that was
@@ -115,14 +152,13 @@ impl HostDepot {
     ///
     /// # Errors
     /// When what is here cannot be read.
-    pub fn bases(
+    fn bases(
         &self,
         manifest: &Manifest,
-        missing: &[ContentHash],
-    ) -> Result<BTreeMap<ContentHash, ContentHash>, DepotError> {
-        let mut bases = BTreeMap::new();
+        missing: &HashSet<ContentHash>,
+    ) -> Result<HashMap<ContentHash, ContentHash>, DepotError> {
+        let mut bases = HashMap::new();
         let Some(before) = self.release_before()? else { return Ok(bases) };
-        let missing: HashSet<&ContentHash> = missing.iter().collect();
         for (path, entry) in &manifest.entries {
             let (Some(now), Some(before)) = (objects(entry), before.entries.get(path).and_then(objects))
             else {
@@ -152,9 +188,17 @@ impl HostDepot {
         }
     }
 
+    /// Whether a chunk was written to its place in a file by this process.
+    pub(super) fn has_written(&self, file: ContentHash, offset: u64) -> bool {
+        self.incoming().written.lock().unwrap_or_else(PoisonError::into_inner).contains(&(file, offset))
+    }
+
+    fn incoming(&self) -> Arc<Incoming> {
+        Arc::clone(&self.incoming.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn has_base(&self, hash: ContentHash, bytes: u64) -> Result<bool, DepotError> {
-        let is_within =
-            self.incoming.lock().unwrap_or_else(PoisonError::into_inner).large.contains_key(&hash);
+        let is_within = self.incoming().large.contains_key(&hash);
         Ok(bytes > 0 && (is_within || self.has_either(hash, bytes)?))
     }
 
@@ -175,25 +219,36 @@ impl HostDepot {
         }
     }
 
-    /// Takes an object that arrived. Durable only after the [`HostDepot::place`] that uses it.
+    /// Takes an object, or a pack of them, that arrived: of a pack, what is lacking. Any number of threads may do so at a
+    /// time. Durable only after the [`HostDepot::complete`] of a release that uses it.
     ///
     /// # Errors
     /// When the bytes are not those that the hash names, are more than [`OBJECT_BYTES_MAX`], or cannot be written.
     pub fn receive(&self, hash: ContentHash, encoding: Encoding, data: &[u8]) -> Result<(), DepotError> {
-        let incoming = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+        let incoming = self.incoming();
+        if encoding == Encoding::Pack {
+            return pack::read(hash, data)?
+                .each(|hash| incoming.missing.contains(hash), |hash, data| self.take(&incoming, hash, data));
+        }
         let data = decode_with(hash, encoding, data, |base| self.base(base, &incoming))?;
+        self.take(&incoming, hash, &data)
+    }
+
+    /// Puts the bytes of an object where they belong.
+    fn take(&self, incoming: &Incoming, hash: ContentHash, data: &[u8]) -> Result<(), DepotError> {
         let places = incoming.chunks.get(&hash);
         for (file, bytes, offset) in places.into_iter().flatten() {
             let path = self.part(*file);
             let part = self.create_part(*file, *bytes)?;
-            let written = part.write_all_at(&data, *offset).at("write", &path);
+            let written = part.write_all_at(data, *offset).at("write", &path);
             if written.is_err() {
                 drop(disk::remove_file(&path));
             }
             written?;
+            incoming.written.lock().unwrap_or_else(PoisonError::into_inner).insert((*file, *offset));
         }
         match places.is_none() || incoming.whole.contains(&hash) {
-            true => self.write_object(hash, incoming.executable.contains(&hash), &data),
+            true => self.write_object(hash, incoming.executable.contains(&hash), data),
             false => Ok(()),
         }
     }
@@ -262,8 +317,17 @@ impl HostDepot {
         let directory = self.large_directory();
         for name in disk::names(&directory)? {
             let Ok(file) = name.parse::<ContentHash>() else { continue };
-            let chunks: Option<Chunks> = disk::read_document(&directory.join(&name))?;
-            let Some(Chunks { chunks }) = chunks else { continue };
+            let path = directory.join(&name);
+            let Chunks { chunks } = match disk::read_document(&path) {
+                Ok(Some(chunks)) => chunks,
+                Ok(None) => continue,
+                // What a crash leaves of one whose release was not complete. The file itself is sound or not by its own seal.
+                Err(DepotError::Unreadable { .. }) => {
+                    disk::remove_file(&path)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let size = chunks.iter().map(|(_, size)| u64::from(*size)).sum();
             let is_executable = if self.has(&object_name(file, false), file, size)? {
                 false

@@ -14,12 +14,10 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use greenlight_link::frame::{Frame, read_frame, write_frame};
+use greenlight_link::frame::{Encoding, Frame, read_frame, write_frame};
 use greenlight_link::message::{AgentError, Event, Message, PROTOCOL_VERSION, Reply, Request, Stream};
 use greenlight_model::action::Blame;
 use greenlight_model::host::HostFacts;
-use greenlight_model::id::ContentHash;
-use greenlight_model::manifest::Entry;
 
 type Out = Arc<Mutex<std::io::Stdout>>;
 
@@ -73,40 +71,40 @@ fn serve(out: &Out) {
                     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
                     execute(out, &mut held, id, &argv);
                 }
-                Request::Stage { manifest, release, .. } => {
-                    let mut objects: Vec<ContentHash> = manifest
-                        .entries
-                        .values()
-                        .filter_map(|entry| match entry {
-                            Entry::File { hash, .. } => Some(*hash),
-                            _ => None,
-                        })
-                        .collect();
-                    if release.commit == "foreign" {
-                        objects.push(ContentHash::from_bytes([0; 32]));
-                    }
-                    event(out, id, Event::Missing { objects, bases: std::collections::BTreeMap::new() });
+                Request::Stage { release, .. } => {
                     // A socket on which the test allows each object.
                     let pace =
                         (!release.label.is_empty()).then(|| UnixStream::connect(&release.label).unwrap());
-                    stages.insert(
-                        id,
-                        Stage { pace, objects: 0, bytes: 0, refuse_at: release.commit.parse().ok() },
-                    );
+                    stages.insert(id, Stage { pace, commit: release.commit, ..Stage::default() });
                 }
                 Request::Socket { input, .. } => reply(out, id, Ok(Reply::Output(input))),
                 other => panic!("the test agent does not know {other:?}"),
             },
-            Frame::Data { id, hash, data, .. } => {
+            Frame::Data { id, hash, encoding, has_more, data } => {
                 let Some(stage) = stages.get_mut(&id) else { continue };
-                assert_eq!(blake3::hash(&data).as_bytes(), hash.as_bytes());
+                stage.parcel.extend(data);
+                if has_more {
+                    continue;
+                }
+                let parcel = std::mem::take(&mut stage.parcel);
+                assert_eq!(blake3::hash(&parcel).as_bytes(), hash.as_bytes());
+                if encoding == Encoding::Manifest {
+                    let count: u32 = String::from_utf8(parcel).unwrap().parse().unwrap();
+                    let objects = match (stage.commit.as_str(), count) {
+                        ("foreign", _) => vec![(count, 1)],
+                        (_, 0) => Vec::new(),
+                        _ => vec![(0, 1), (1, count - 1)],
+                    };
+                    event(out, id, Event::Missing { objects, bases: std::collections::BTreeMap::new() });
+                    continue;
+                }
                 stage.objects += 1;
-                stage.bytes += data.len();
+                stage.bytes += parcel.len();
                 if let Some(pace) = &mut stage.pace {
                     pace.write_all(b".").unwrap();
                     pace.read_exact(&mut [0]).unwrap();
                 }
-                if stage.refuse_at == Some(stage.objects) {
+                if stage.commit.parse() == Ok(stage.objects) {
                     stages.remove(&id);
                     reply(out, id, Err(error("the disk is full")));
                 }
@@ -124,11 +122,15 @@ fn serve(out: &Out) {
     }
 }
 
+#[derive(Default)]
 struct Stage {
     pace: Option<UnixStream>,
+    /// What is to happen.
+    commit: String,
+    /// What has arrived of the one under way.
+    parcel: Vec<u8>,
     objects: usize,
     bytes: usize,
-    refuse_at: Option<usize>,
 }
 
 fn execute(out: &Out, held: &mut HashMap<String, u64>, id: u64, argv: &[&str]) {

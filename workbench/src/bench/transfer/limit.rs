@@ -11,6 +11,9 @@ use super::meter::Cost;
 /// The median costs, by row and contender.
 pub(crate) type Medians = BTreeMap<(Row, &'static str), Cost>;
 
+/// What the controller may hold at a time, whatever the tree and however many hosts.
+const MEMORY_BYTES: f64 = 1e8;
+
 /// One promise, and what was seen.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Limit {
@@ -35,6 +38,10 @@ pub(crate) fn judge(medians: &Medians) -> Vec<Limit> {
     let controller = |row, name| cost(row, name).map(|cost: Cost| cost.controller_s);
     #[expect(clippy::cast_precision_loss, reason = "a ratio of fewer than 2^53 bytes")]
     let bytes = |row, name| cost(row, name).map(|cost: Cost| cost.wire_bytes as f64);
+    #[expect(clippy::cast_precision_loss, reason = "a ratio of fewer than 2^53 bytes")]
+    let memory = |row, name| cost(row, name).map(|cost: Cost| cost.memory_bytes as f64);
+    // What the ssh processes need is theirs: greenlight has as many as the bare connections had.
+    let own_memory = memory(Row::Cold, GREENLIGHT).zip(memory(Row::Bare, SSH)).map(|(all, ssh)| all - ssh);
     let bare = wall(Row::Bare, SSH);
     let rollback = bare.zip(wall(Row::Restart, SYSTEMD)).map(|(bare, restart)| 1.5 * bare + restart);
     [
@@ -45,6 +52,7 @@ pub(crate) fn judge(medians: &Medians) -> Vec<Limit> {
             controller(Row::Cold, GREENLIGHT),
             controller(Row::Cold, RSYNC),
         ),
+        ("cold: memory of the controller against 100 MB", 1.0, own_memory, Some(MEMORY_BYTES)),
         ("warm: wall against rsync", 0.5, wall(Row::Warm, GREENLIGHT), wall(Row::Warm, RSYNC)),
         ("warm: bytes against rsync", 1.0, bytes(Row::Warm, GREENLIGHT), bytes(Row::Warm, RSYNC)),
         ("nothing changed: wall against bare ssh", 1.3, wall(Row::Unchanged, GREENLIGHT), bare),
@@ -76,6 +84,10 @@ mod tests {
             ((Row::Restart, SYSTEMD), wall(0.5)),
             ((Row::Rollback, GREENLIGHT), wall(3.0)),
         ]);
+        medians.get_mut(&(Row::Bare, SSH)).unwrap().memory_bytes = 80_000_000;
+        medians.get_mut(&(Row::Cold, GREENLIGHT)).unwrap().memory_bytes = 130_000_000;
+        let memory = judge(&medians).into_iter().find(|limit| limit.what.contains("memory")).unwrap();
+        assert!((memory.is - 0.5).abs() < 1e-9, "{memory:?}");
         let back = judge(&medians).into_iter().find(|limit| limit.what.starts_with("rollback")).unwrap();
         assert!((back.is - 1.5).abs() < 1e-9, "{back:?}");
     }
