@@ -18,10 +18,13 @@ Files in its working directory make a release bad:
          WRONG           / and /version answer with what stands in this file instead of the version
          SLOW_START      listens only after so many milliseconds
          IGNORE_TERM     does not end on SIGTERM
+         ERRORS          of 1,000 answers of / so many are 500, evenly spread; their first word is the version too
+         BURN            each answer of / takes so many milliseconds of processor time
          STATE_INTOLERANT  ends with an error when the state directory was written by another version
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -42,6 +45,20 @@ def read(name):
 VERSION = read("WRONG") or read("VERSION") or "none"
 RELEASE = read("WRONG") or os.environ.get("GREENLIGHT_RELEASE", "")
 UNHEALTHY = read("UNHEALTHY") is not None
+ERRORS = int(read("ERRORS") or 0)
+BURN = int(read("BURN") or 0) / 1000
+answers = itertools.count(1)
+
+
+def burn():
+    end = time.thread_time() + BURN
+    while time.thread_time() < end:
+        pass
+
+
+def is_planted_error():
+    number = next(answers)
+    return number * ERRORS // 1000 != (number - 1) * ERRORS // 1000
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,7 +101,8 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.05)
             self.answer(200, f"{VERSION} {os.getpid()}\n")
         elif url.path == "/":
-            self.answer(200, f"{VERSION} {os.getpid()}\n")
+            burn()
+            self.answer(500 if is_planted_error() else 200, f"{VERSION} {os.getpid()}\n")
         else:
             self.answer(404, "not found\n")
 

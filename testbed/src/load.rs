@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -190,6 +190,10 @@ pub struct LoadReport {
     pub reasons: Vec<String>,
     /// Answers by the version that gave them.
     pub versions: BTreeMap<String, u64>,
+    /// All answers by their status. What is missing to `requests` got none.
+    pub statuses: BTreeMap<u16, u64>,
+    /// When the last request was begun that each version answered, however, in milliseconds since 1970.
+    pub last_begun_ms: BTreeMap<String, u64>,
     /// The numbers of requests other than GET that succeeded.
     pub written: Vec<u64>,
     /// How long the load ran.
@@ -208,6 +212,8 @@ struct Tally {
     failed: u64,
     reasons: Vec<String>,
     versions: BTreeMap<String, u64>,
+    statuses: BTreeMap<u16, u64>,
+    last_begun_ms: BTreeMap<String, u64>,
     written: Vec<u64>,
     latency_us: Histogram,
 }
@@ -221,6 +227,15 @@ impl Tally {
         source: &VersionSource,
         elapsed: Duration,
     ) {
+        *self.statuses.entry(response.status).or_default() += 1;
+        let version = version(response, source).unwrap_or_else(|| "unknown".into());
+        if self.last_begun_ms.len() < VERSIONS_MAX || self.last_begun_ms.contains_key(&version) {
+            let begun =
+                SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(elapsed);
+            // Connections come here in another order than they began.
+            let last = self.last_begun_ms.entry(version.clone()).or_default();
+            *last = (begun.as_millis() as u64).max(*last);
+        }
         if response.status >= 400 {
             let text = response.text();
             let start: String = text.trim().chars().take(200).collect();
@@ -231,7 +246,6 @@ impl Tally {
         if request.is_write() && self.written.len() < WRITES_MAX {
             self.written.push(number);
         }
-        let version = version(response, source).unwrap_or_else(|| "unknown".into());
         if self.versions.len() < VERSIONS_MAX || self.versions.contains_key(&version) {
             *self.versions.entry(version).or_default() += 1;
         }
@@ -252,6 +266,8 @@ impl Tally {
             failed: self.failed,
             reasons: self.reasons.clone(),
             versions: self.versions.clone(),
+            statuses: self.statuses.clone(),
+            last_begun_ms: self.last_begun_ms.clone(),
             written: self.written.clone(),
             seconds: elapsed.as_secs_f64(),
             median_ms: milliseconds(self.latency_us.quantile(0.5)),
@@ -296,11 +312,13 @@ mod tests {
         tally.answered(1, &write, &answer(201, r#"{"version": "v1"}"#), &field, took);
         tally.answered(2, &read, &answer(200, ""), &VersionSource::Header("x-version".into()), took);
         tally.answered(3, &read, &answer(200, "no JSON"), &field, took);
-        tally.answered(4, &write, &answer(503, "no server"), &field, took);
+        tally.answered(4, &write, &answer(503, "v7 broke"), &VersionSource::FirstWord, took);
         tally.failed(5, "reset");
         let report = tally.report(Duration::from_secs(1));
-        assert_eq!((report.requests, report.failed, report.written), (6, 2, vec![1]));
-        assert_eq!(report.reasons, ["request 4: status 503: no server", "request 5: reset"]);
+        assert_eq!((report.requests, report.failed, report.written.clone()), (6, 2, vec![1]));
+        assert_eq!(report.reasons, ["request 4: status 503: v7 broke", "request 5: reset"]);
+        assert_eq!(report.statuses, BTreeMap::from([(200, 3), (201, 1), (503, 1)]));
+        assert!(report.last_begun_ms.contains_key("v7"), "an error's version too: {report:?}");
         let versions: Vec<_> = report.versions.iter().map(|(name, count)| (name.as_str(), *count)).collect();
         assert_eq!(versions, [("unknown", 1), ("v1", 2), ("v9", 1)]);
     }

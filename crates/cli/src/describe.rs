@@ -78,6 +78,9 @@ pub(crate) fn wait(wait: &Wait, now: Timestamp) -> String {
         Wait::Fallback { until } => {
             format!("the old half is kept as the way back for another {}", left(until))
         }
+        Wait::Learning { until } => {
+            format!("the canary's hosts are watched for another {}, to know what is usual", left(until))
+        }
         Wait::Verdict { share, why, requests_needed, until } => {
             let needed = match requests_needed {
                 Some(count) => format!("; about {count} more of its requests needed"),

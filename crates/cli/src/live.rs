@@ -252,6 +252,7 @@ fn is_news(wait: &Wait) -> bool {
             | Wait::Claim { .. }
             | Wait::Fallback { .. }
             | Wait::Gate { .. }
+            | Wait::Learning { .. }
             | Wait::Unreachable { .. }
     )
 }

@@ -206,6 +206,12 @@ impl<'a> Connected<'a> {
         &self.hosts
     }
 
+    /// What asks the hosts and balancers.
+    pub(crate) fn gatherer(&self, log: &Log) -> Arc<Gatherer> {
+        let services = &self.project.fleet.services;
+        Arc::new(Gatherer::new(self.environment, services, log.history(), Arc::clone(&self.hosts)))
+    }
+
     /// Runs what talks to the hosts to its end.
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use greenlight_model::canary::{Canary, CanaryStep, Comparison, Judging, Metric, OnInconclusive, Until};
+use greenlight_model::canary::{
+    Canary, CanaryStep, Comparison, Guard, GuardMetric, Judging, Metric, OnInconclusive, Until,
+};
 use greenlight_model::fleet::BatchSize;
 use greenlight_model::quantity::Percent;
 use serde_json::{Value, json};
@@ -16,6 +18,12 @@ use crate::text::{Limit, StrategyKind};
 
 /// Steps where none are stated: small enough that few see a bad release, large enough to be sure before everybody does.
 const USUAL_SHARES: [u8; 3] = [5, 25, 50];
+
+/// How long a guard is violated before it counts, where nothing is stated: longer than a garbage collection, shorter than a person
+/// needs to look.
+const USUAL_HOLD: Duration = Duration::from_secs(30);
+/// A larger limit of a guard would be none.
+const ABOVE_MAX: f64 = 1000.0;
 
 table! {
     /// A canary: the first hosts take a share of the traffic, step by step, while they are judged against the others.
@@ -35,6 +43,8 @@ table! {
         false_abort_budget: Budget = "0.01",
         /// What is compared with the hosts that run the old release. Default: errors, and with the built-in router `latency_p99`.
         compare: List<ComparisonTable> = "[{ metric = \"errors\", tolerate = 1.0, pass_if_below = 1.5 }]",
+        /// Hard limits on the canary's hosts: beyond one the rollout turns back, whatever the requests say. Default: none.
+        guard: List<GuardTable> = "[{ metric = \"memory\", above = 90, hold = \"30s\" }]",
     }
 }
 
@@ -50,6 +60,26 @@ table! {
     }
 }
 
+table! {
+    /// A hard limit on the canary's hosts.
+    GuardTable, "a guard", {
+        /// What: `host_cpu` and `memory` (of the host, in percent), `cpu_per_request` (processor time of the service for a
+        /// request, as a factor of what it was on the same host before the rollout) or `restarts` (of the service's processes,
+        /// since the canary was admitted).
+        metric [required]: GuardMetric = "\"host_cpu\"",
+        /// What is more than this is too much.
+        above [required]: Above = "90",
+        /// For how long every sample must be; one is taken each second. Default: 30s, and of restarts no time.
+        hold: Duration = "\"30s\"",
+    }
+}
+
+choice!(GuardMetric, "something that a guard watches", {
+    "cpu_per_request" => Self::CpuPerRequest,
+    "host_cpu" => Self::HostCpu,
+    "memory" => Self::Memory,
+    "restarts" => Self::Restarts,
+});
 choice!(OnInconclusive, "what happens without a verdict", {
     "hold" => Self::Hold,
     "turn-back" => Self::TurnBack,
@@ -115,6 +145,20 @@ impl Read for Budget {
     }
     fn schema() -> Value {
         json!({ "type": "number", "minimum": 0.001, "maximum": 0.2 })
+    }
+}
+
+/// The limit of a guard, kept in hundredths.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Above(pub(crate) u32);
+
+impl Read for Above {
+    const EXPECTED: &'static str = "a number such as 90 or 1.5";
+    fn read(node: Node<'_>, problems: &mut Problems) -> Option<Self> {
+        read_number(node, Self::EXPECTED, 0.0..=ABOVE_MAX, 100.0, problems).map(Self)
+    }
+    fn schema() -> Value {
+        json!({ "type": "number", "minimum": 0, "maximum": ABOVE_MAX })
     }
 }
 
@@ -198,6 +242,7 @@ pub(crate) fn check(environment: &Environment, sites: &Sites<'_>, problems: &mut
             );
         }
     }
+    check_guards(table, problems);
     let haproxy = balancers(environment).find(|balancer| !balancer.haproxy.is_absent());
     for comparison in table.compare.items() {
         let is_latency = matches!(
@@ -219,6 +264,31 @@ pub(crate) fn check(environment: &Environment, sites: &Sites<'_>, problems: &mut
                 &stated.span,
                 "a canary that is as bad as is tolerated would never pass",
                 format!("let `pass_if_below` be more than {:.2}", f64::from(tolerate) / 100.0),
+            );
+        }
+    }
+}
+
+/// A limit that nothing can be above, or that everything is.
+fn check_guards(table: &CanaryTable, problems: &mut Problems) {
+    for guard in table.guard.items() {
+        let (Some(metric), Some(above)) = (guard.metric.value(), guard.above.get()) else { continue };
+        let limit = above.value.0;
+        let (is_good, help) = match metric {
+            metric if metric.is_percentage() => {
+                ((1..10_000).contains(&limit), "a percentage above 0 and below 100, such as `above = 90`")
+            }
+            GuardMetric::CpuPerRequest => {
+                (limit > 100, "a factor of what it was before, more than 1, such as `above = 1.5`")
+            }
+            _ => (limit.is_multiple_of(100), "a whole number, such as `above = 0`"),
+        };
+        if !is_good {
+            problems.error(
+                "bad-guard",
+                &above.span,
+                "no canary is to be judged by this limit",
+                help.to_owned(),
             );
         }
     }
@@ -266,8 +336,16 @@ pub(crate) fn build(
             on_inconclusive: table.on_inconclusive.value().copied().unwrap_or(OnInconclusive::Hold),
             false_aborts_per_mille: table.false_abort_budget.value().map_or(10, |budget| budget.0),
             compare,
+            guards: table.guard.items().map(|item| guard(item)).collect::<Option<Vec<_>>>()?,
         },
     })
+}
+
+fn guard(stated: &GuardTable) -> Option<Guard> {
+    let metric = *stated.metric.value()?;
+    let usual = if metric == GuardMetric::Restarts { Duration::ZERO } else { USUAL_HOLD };
+    let hold = stated.hold.value().copied().unwrap_or(usual);
+    Some(Guard { metric, above_hundredths: stated.above.value()?.0, hold })
 }
 
 fn comparison(stated: &ComparisonTable) -> Option<Comparison> {

@@ -480,6 +480,23 @@ fn canaries() {
         ],
     );
     check_after_base(
+        &with(
+            "guard = [{ metric = \"cpu_per_request\", above = 1.5 }, { metric = \"restarts\", above = 0 }]",
+        ),
+        &[],
+    );
+    check_after_base(
+        &with(
+            "guard = [\n{ metric = \"memory\", above = 100 },\n{ metric = \"cpu_per_request\", above = 1 },\n{ metric = \"restarts\", above = 0.5 },\n{ metric = \"load\", above = 2 }]",
+        ),
+        &[
+            "5 bad-guard: no canary is to be judged by this limit",
+            "6 bad-guard: no canary is to be judged by this limit",
+            "7 bad-guard: no canary is to be judged by this limit",
+            "8 bad-value: `load` is not something that a guard watches",
+        ],
+    );
+    check_after_base(
         "strategy = \"canary\"\n",
         &[
             "1 canary-without-balancer: a canary takes a share of the traffic, and this environment has no `balancer` to share it out",

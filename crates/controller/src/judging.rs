@@ -5,26 +5,30 @@
 //! on where the last one stopped.
 //!
 //! Guarantees: an interval in which something was not counted (a balancer that did not answer, or began anew, or shared
-//! the traffic out anew meanwhile) is left out, never guessed. Not in here: the statistics (`verdict`), what follows from
+//! the traffic out anew meanwhile) is left out, never guessed. Where guards are stated, nothing passes while one of them does
+//! not see a host of the canary. Not in here: the statistics (`verdict`), what follows from
 //! the answer (`planner`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use greenlight_drivers::canary::{CountRow, Counts};
+use greenlight_drivers::canary::Counts;
 use greenlight_model::Timestamp;
-use greenlight_model::canary::{Answer, CanaryStep, Judgement, Judging as Wanted, Metric};
+use greenlight_model::canary::{Answer, CanaryStep, GuardMetric, Judgement, Judging as Wanted, Metric};
 use greenlight_model::fleet::{Environment, Strategy};
 use greenlight_model::id::{HostName, RolloutId, ServiceName};
 use greenlight_model::rollout::{Plan, Rollout};
-use greenlight_verdict::evidence::{Conclusion, LINE_BYTES_MAX, Line, parse};
-use greenlight_verdict::{Arm, Cell, Comparison, Histogram, Interval, Judge, Settings, Tally, Verdict};
+use greenlight_model::sample::HostSample;
+use greenlight_verdict::evidence::Replay;
+use greenlight_verdict::{Comparison, Guard, Settings, Tally, Verdict};
 
+use court::Court;
+
+mod counts;
+mod court;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod watched;
 
 /// A canary of which surely less than so many of its requests fail passes, however good the others are: without it, one
 /// in front of which nothing ever fails could not pass.
@@ -33,41 +37,11 @@ const NEGLIGIBLE_ERRORS: f64 = 0.002;
 /// Judges the canaries of one rollout.
 pub(crate) struct Judging {
     rollout: RolloutId,
-    directory: PathBuf,
     wanted: Wanted,
     steps: usize,
+    /// The hosts of every canary wave: none of them is compared with itself.
+    canaries: BTreeSet<HostName>,
     courts: BTreeMap<ServiceName, Court>,
-}
-
-/// The judgement of one service.
-struct Court {
-    /// None until the first counts tell which latencies are kept.
-    judge: Option<Judge>,
-    file: Option<File>,
-    /// The last reading of each balancer, by its index.
-    last: BTreeMap<usize, Reading>,
-    /// Differences of the present interval, by balancer, until all have been read.
-    open: BTreeMap<usize, Cells>,
-    since_ms: u64,
-    step: Option<usize>,
-    has_concluded: bool,
-}
-
-struct Reading {
-    at_ms: u64,
-    counts: Counts,
-}
-
-type Cells = BTreeMap<(HostName, String), Count>;
-
-/// What was counted for one host and route in an interval.
-#[derive(Default)]
-struct Count {
-    requests: u64,
-    errors: u64,
-    latency: Vec<(usize, u64)>,
-    /// How old what is in flight is; a state, not a sum.
-    in_flight: Vec<(usize, u64)>,
 }
 
 /// A reading of one balancer's counts.
@@ -116,35 +90,31 @@ impl Judging {
         let services: BTreeSet<&ServiceName> =
             environment.balancers.iter().map(|balancer| &balancer.service).collect();
         // One that is on no host of the canary has nothing to be judged by.
-        let canaries = plan.waves.iter().filter(|wave| !wave.steps.is_empty());
+        let canaries = || plan.waves.iter().filter(|wave| !wave.steps.is_empty());
         let of_canaries: BTreeSet<&ServiceName> =
-            canaries.flat_map(|wave| &wave.instances).map(|instance| &instance.service).collect();
+            canaries().flat_map(|wave| &wave.instances).map(|instance| &instance.service).collect();
         let judged = services.into_iter().filter(|service| of_canaries.contains(service));
-        let court = || Court {
-            judge: None,
-            file: None,
-            last: BTreeMap::new(),
-            open: BTreeMap::new(),
-            since_ms: 0,
-            step: None,
-            has_concluded: false,
+        let court = |service: &ServiceName| {
+            Court::new(service.clone(), directory.join(format!("{}-{service}.jsonl", plan.id)))
         };
         Some(Self {
             rollout: plan.id.clone(),
-            directory: directory.to_owned(),
             wanted: canary.judging.clone(),
             steps,
-            courts: judged.map(|service| (service.clone(), court())).collect(),
+            canaries: canaries().flat_map(|wave| wave.instances.iter().map(|one| one.host.clone())).collect(),
+            courts: judged.map(|service| (service.clone(), court(service))).collect(),
         })
-    }
-
-    fn path(&self, service: &ServiceName) -> PathBuf {
-        self.directory.join(format!("{}-{service}.jsonl", self.rollout))
     }
 
     /// The services that are judged.
     pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.courts.keys()
+    }
+
+    /// The hosts whose samples are wanted: the canary's, where there are guards.
+    pub(crate) fn guarded(&self) -> &BTreeSet<HostName> {
+        const NONE: &BTreeSet<HostName> = &BTreeSet::new();
+        if self.wanted.guards.is_empty() { NONE } else { &self.canaries }
     }
 
     /// What a rollout is doing, as far as judging goes. `is_sharing` is whether traffic is being shared out right now.
@@ -171,66 +141,100 @@ impl Judging {
         balancers: &[usize],
         counted: Counted,
         phase: &Phase,
-        canaries: &BTreeSet<HostName>,
     ) -> Result<(), EvidenceFileError> {
-        let budget = f64::from(self.wanted.false_aborts_per_mille) / 1000.0 / self.courts.len().max(1) as f64;
-        let path = self.path(service);
+        let services = self.courts.len();
         let Some(court) = self.courts.get_mut(service) else { return Ok(()) };
         let Counted { index, at, counts } = counted;
         let Ok(counts) = counts else {
             court.forget();
             return Ok(());
         };
-        if court.judge.is_none() {
-            let settings = settings(&self.wanted, self.steps, budget, &counts.bounds_us);
-            court.begin(&path, &format!("{} {service}", self.rollout), &settings)?;
+        if !court.has_begun() {
+            let settings = settings(&self.wanted, self.steps, services, &counts.bounds_us);
+            court.begin(format!("{} {service}", self.rollout), settings)?;
         }
         if matches!(phase, Phase::Between) {
             court.forget();
-            return if court.step == self.steps.checked_sub(1) { court.pass(&path) } else { Ok(()) };
+            return if court.step() == self.steps.checked_sub(1) { court.pass() } else { Ok(()) };
         }
-        let at_ms = u64::try_from(at.as_millisecond()).unwrap_or_default();
+        let at_ms = milliseconds(at);
         court.read(index, balancers, at_ms, counts);
-        if court.open.len() < balancers.len() {
-            return Ok(());
+        if court.is_read(balancers.len()) { court.count(at_ms, phase, &self.canaries) } else { Ok(()) }
+    }
+
+    /// Takes what a host of the canary uses in, or why it does not say.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub(crate) fn sampled(
+        &mut self,
+        host: &HostName,
+        at: Timestamp,
+        sample: &Result<HostSample, String>,
+        phase: &Phase,
+    ) -> Result<(), EvidenceFileError> {
+        for court in self.courts.values_mut() {
+            court.sampled(host, milliseconds(at), sample.clone(), phase)?;
         }
-        court.count(&path, at_ms, phase, canaries)
+        Ok(())
     }
 
     /// What judging has come to, for the planner.
     pub(crate) fn judgement(&self, phase: &Phase) -> Option<Judgement> {
         let Phase::Judged { wave, step, .. } = *phase else { return None };
-        let judged: Vec<(&ServiceName, greenlight_verdict::Judgement)> = self
-            .courts
-            .iter()
-            .filter(|(_, court)| court.step == Some(step))
-            .filter_map(|(service, court)| Some((service, court.judge.as_ref()?.judgement())))
+        let replays =
+            self.courts.iter().filter_map(|(service, court)| Some((service, court, court.replay()?)));
+        let judged: Vec<Judged<'_>> = replays
+            .map(|(service, court, replay)| Judged {
+                service,
+                court,
+                verdict: replay.conclusion().verdict,
+                replay,
+            })
+            // An alert may come before anything was counted in the step.
+            .filter(|one| one.court.step() == Some(step) || one.verdict == Verdict::Abort)
             .collect();
         if judged.is_empty() {
             return None;
         }
-        let of = |verdict: Verdict| {
-            let found = judged.iter().filter(move |(_, judgement)| judgement.verdict == verdict);
-            found.map(|(service, judgement)| ((*service).clone(), judgement)).collect::<Vec<_>>()
-        };
         let is_all_judged = judged.len() == self.courts.len();
-        let (aborted, passed) = (of(Verdict::Abort), of(Verdict::Pass));
-        let (answer, shown) = if !aborted.is_empty() {
-            (Answer::Abort, aborted)
-        } else if is_all_judged && passed.len() == judged.len() {
-            (Answer::Pass, passed)
+        let unwatched: Vec<String> =
+            judged.iter().flat_map(|one| one.court.unwatched(&self.canaries)).collect();
+        let unlearnt = || judged.iter().flat_map(|one| one.court.unlearnt(&self.canaries));
+        let of = |verdict: Verdict| judged.iter().filter(move |one| one.verdict == verdict);
+        let (answer, shown) = if of(Verdict::Abort).next().is_some() {
+            (Answer::Abort, Verdict::Abort)
+        } else if is_all_judged && of(Verdict::Pass).count() == judged.len() {
+            let is_watched = unwatched.is_empty();
+            let answer =
+                if is_watched { Answer::Pass } else { Answer::Inconclusive { requests_needed: None } };
+            (answer, Verdict::Pass)
         } else {
-            let open = of(Verdict::Inconclusive);
             let needed: Option<Vec<u64>> =
-                open.iter().map(|(_, judgement)| judgement.requests_needed).collect();
+                of(Verdict::Inconclusive).map(|one| one.replay.judgement().requests_needed).collect();
             let requests_needed = needed.and_then(|needed| needed.into_iter().max());
-            (Answer::Inconclusive { requests_needed }, open)
+            (Answer::Inconclusive { requests_needed }, Verdict::Inconclusive)
         };
-        let separator = if answer == Answer::Abort { "\n" } else { "; " };
-        let why: Vec<String> = shown.iter().map(|(_, judgement)| in_words(judgement)).collect();
-        let services = shown.into_iter().map(|(service, _)| service).collect();
-        Some(Judgement { wave, step, services, answer, why: why.join(separator) })
+        let services = of(shown).map(|one| one.service.clone()).collect();
+        let mut why: Vec<String> = of(shown).map(|one| in_words(one.replay)).collect();
+        if answer == Answer::Abort {
+            return Some(Judgement { wave, step, services, answer, why: why.join("\n") });
+        }
+        why.extend(unwatched.into_iter().chain(unlearnt()));
+        Some(Judgement { wave, step, services, answer, why: why.join("; ") })
     }
+}
+
+/// One service that is judged, and what that has come to.
+struct Judged<'a> {
+    service: &'a ServiceName,
+    court: &'a Court,
+    replay: &'a Replay,
+    verdict: Verdict,
+}
+
+fn milliseconds(at: Timestamp) -> u64 {
+    u64::try_from(at.as_millisecond()).unwrap_or_default()
 }
 
 /// What judging the canary of a rollout has come to, by the evidence that its controller has kept in `directory` so far; none
@@ -238,17 +242,19 @@ impl Judging {
 #[must_use]
 pub fn kept_judgement(rollout: &Rollout, environment: &Environment, directory: &Path) -> Option<Judgement> {
     let mut judging = Judging::new(&rollout.plan, environment, directory)?;
-    let paths: Vec<(ServiceName, PathBuf)> =
-        judging.courts.keys().map(|service| (service.clone(), judging.path(service))).collect();
-    for (service, path) in paths {
-        let file = File::open(path).ok()?;
-        judging.courts.get_mut(&service)?.read_again(&file).ok()?;
+    for court in judging.courts.values_mut() {
+        court.read_file()?;
     }
     judging.judgement(&judging.phase(rollout, false))
 }
 
 /// What a judgement rests on. The answer itself is said by whoever acts on it.
-fn in_words(judgement: &greenlight_verdict::Judgement) -> String {
+fn in_words(replay: &Replay) -> String {
+    if !replay.alerts().is_empty() {
+        let alerts: Vec<String> = replay.alerts().iter().map(ToString::to_string).collect();
+        return format!("by a guard: {}", alerts.join("; "));
+    }
+    let judgement = replay.judgement();
     let text = judgement.to_string();
     match judgement.verdict {
         Verdict::Abort => match text.strip_prefix("abort: the canary is worse, ") {
@@ -274,236 +280,8 @@ fn in_words(judgement: &greenlight_verdict::Judgement) -> String {
     }
 }
 
-impl Court {
-    /// Nothing that was read so far begins an interval.
-    fn forget(&mut self) {
-        self.last.clear();
-        self.open.clear();
-    }
-
-    /// Begins with what the file has, when it has anything.
-    fn begin(&mut self, path: &Path, title: &str, settings: &Settings) -> Result<(), EvidenceFileError> {
-        let failed = |problem: String| EvidenceFileError { path: path.to_owned(), problem };
-        let io = |error: std::io::Error| failed(error.to_string());
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(io)?;
-        }
-        let mut file =
-            OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path).map_err(io)?;
-        let whole_bytes = self.read_again(&file).map_err(failed)?;
-        file.set_len(whole_bytes).map_err(io)?;
-        if self.judge.is_none() {
-            self.judge = Some(Judge::new(settings.clone()).map_err(|error| failed(error.to_string()))?);
-            write(&mut file, &Line::first(title, settings)).map_err(io)?;
-        }
-        self.file = Some(file);
-        Ok(())
-    }
-
-    /// Judges again what a file has. The bytes of its whole lines are returned: the last one of a controller that was killed
-    /// may be cut short.
-    fn read_again(&mut self, file: &File) -> Result<u64, String> {
-        let mut whole_bytes = 0;
-        let mut reader = BufReader::new(file);
-        let mut text = String::new();
-        let mut judge = None;
-        loop {
-            let limited = &mut reader.by_ref().take(LINE_BYTES_MAX as u64);
-            let read = limited.read_line(&mut text).map_err(|error| error.to_string())?;
-            if read == 0 || !text.ends_with('\n') {
-                break;
-            }
-            whole_bytes += text.len() as u64;
-            let line = parse(text.trim_end()).map_err(|problem| problem.to_string())?;
-            self.again(&mut judge, &line);
-            text.clear();
-        }
-        self.judge = judge;
-        Ok(whole_bytes)
-    }
-
-    fn again(&mut self, judge: &mut Option<Judge>, line: &Line) {
-        match (line, judge) {
-            (Line::Evidence { settings, .. }, judge @ None) => *judge = Judge::new(settings.clone()).ok(),
-            // What was refused then is refused again.
-            (Line::Baseline(interval), Some(judge)) => drop(judge.learn(interval)),
-            (Line::Interval(interval), Some(judge)) => drop(judge.observe(interval)),
-            (Line::Step { .. }, Some(judge)) => {
-                judge.begin_step();
-                self.step = Some(self.step.map_or(0, |step| step + 1));
-            }
-            (Line::Conclusion(_), _) => self.has_concluded = true,
-            _ => {}
-        }
-    }
-
-    /// Takes a reading of one balancer in.
-    fn read(&mut self, index: usize, balancers: &[usize], at_ms: u64, counts: Counts) {
-        let before = self.last.insert(index, Reading { at_ms, counts });
-        let (Some(before), Some(now)) = (before, self.last.get(&index)) else { return };
-        match difference(&before.counts, &now.counts) {
-            Some(cells) => {
-                if self.open.is_empty() {
-                    self.since_ms = before.at_ms;
-                }
-                let open = self.open.entry(index).or_default();
-                // What is in flight is a state: only the last one counts.
-                open.values_mut().for_each(|count| count.in_flight.clear());
-                add(open, cells);
-            }
-            // It began anew: what happened in between is not known.
-            None => self.open.clear(),
-        }
-        self.open.retain(|index, _| balancers.contains(index));
-    }
-
-    /// Its last step is over: where the verdict was that it is good enough, the file ends with that.
-    fn pass(&mut self, path: &Path) -> Result<(), EvidenceFileError> {
-        let (Some(judge), Some(file)) = (&self.judge, &mut self.file) else { return Ok(()) };
-        let judgement = judge.judgement();
-        if self.has_concluded || judgement.verdict != Verdict::Pass {
-            return Ok(());
-        }
-        self.has_concluded = true;
-        write(file, &conclusion(&judgement))
-            .map_err(|error| EvidenceFileError { path: path.to_owned(), problem: error.to_string() })
-    }
-
-    /// Puts the interval that is complete to the judge, and into the file.
-    fn count(
-        &mut self,
-        path: &Path,
-        at_ms: u64,
-        phase: &Phase,
-        canaries: &BTreeSet<HostName>,
-    ) -> Result<(), EvidenceFileError> {
-        let mut all = Cells::new();
-        for cells in std::mem::take(&mut self.open).into_values() {
-            add(&mut all, cells);
-        }
-        let (Some(judge), Some(file)) = (&mut self.judge, &mut self.file) else { return Ok(()) };
-        // What comes after an abort is not the canary's doing any more, and nothing follows the conclusion in the file.
-        if at_ms <= self.since_ms || self.has_concluded {
-            return Ok(());
-        }
-        let share = match phase {
-            Phase::Judged { what, .. } => Some(f64::from(what.share.get()) / 100.0),
-            Phase::Before | Phase::Between => None,
-        };
-        let interval = Interval {
-            start_ms: self.since_ms,
-            length_ms: at_ms - self.since_ms,
-            canary_share: share,
-            cells: all
-                .into_iter()
-                .map(|((host, route), count)| cell(canaries, &host, route, &count))
-                .collect(),
-        };
-        let mut lines = Vec::new();
-        if let Phase::Judged { step, what, .. } = phase {
-            if self.step != Some(*step) {
-                self.step = Some(*step);
-                judge.begin_step();
-                let canary_share = f64::from(what.share.get()) / 100.0;
-                lines.push(Line::Step { at_ms: self.since_ms, canary_share });
-            }
-            // One that a clock that was set back brings before the last is left out.
-            if judge.observe(&interval).is_ok() {
-                lines.push(Line::Interval(interval));
-            }
-            let judgement = judge.judgement();
-            if judgement.verdict == Verdict::Abort {
-                self.has_concluded = true;
-                lines.push(conclusion(&judgement));
-            }
-        } else if judge.learn(&interval).is_ok() {
-            lines.push(Line::Baseline(interval));
-        }
-        for line in &lines {
-            write(file, line)
-                .map_err(|error| EvidenceFileError { path: path.to_owned(), problem: error.to_string() })?;
-        }
-        Ok(())
-    }
-}
-
-fn conclusion(judgement: &greenlight_verdict::Judgement) -> Line {
-    Line::Conclusion(Conclusion {
-        verdict: judgement.verdict,
-        elapsed_ms: judgement.elapsed_ms,
-        culprits: judgement.culprits().map(|finding| finding.comparison.title()).collect(),
-        alerts: Vec::new(),
-    })
-}
-
-fn cell(canaries: &BTreeSet<HostName>, host: &HostName, route: String, count: &Count) -> Cell {
-    Cell {
-        arm: if canaries.contains(host) { Arm::Canary } else { Arm::Stable },
-        host: host.to_string(),
-        route,
-        requests: count.requests,
-        errors: count.errors.min(count.requests),
-        latency: histogram(&count.latency),
-        in_flight: histogram(&count.in_flight),
-    }
-}
-
-fn histogram(buckets: &[(usize, u64)]) -> Histogram {
-    let length = buckets.iter().map(|(bucket, _)| bucket + 1).max().unwrap_or(0);
-    let mut counts = vec![0; length];
-    for (bucket, count) in buckets {
-        counts[*bucket] += count;
-    }
-    Histogram::from_counts(&counts)
-}
-
-/// What came in between two readings; none when the balancer began anew.
-fn difference(before: &Counts, now: &Counts) -> Option<Cells> {
-    if before.instance != now.instance || before.bounds_us != now.bounds_us {
-        return None;
-    }
-    let key = |row: &CountRow| (row.host.clone(), row.route.clone(), row.since);
-    let earlier: BTreeMap<_, &CountRow> = before.rows.iter().map(|row| (key(row), row)).collect();
-    let mut cells = Cells::new();
-    for row in &now.rows {
-        // A row that was not there began in between.
-        let before = earlier.get(&key(row)).copied();
-        let past = |of: fn(&CountRow) -> u64| before.map_or(0, of);
-        let buckets: BTreeMap<usize, u64> =
-            before.into_iter().flat_map(|row| row.latency.iter().copied()).collect();
-        let latency = row.latency.iter().map(|(bucket, count)| {
-            Some((*bucket, count.checked_sub(buckets.get(bucket).copied().unwrap_or(0))?))
-        });
-        // What could not be delivered there is the host's failure as much as an error is.
-        let undelivered = row.undelivered.checked_sub(past(|row| row.undelivered))?;
-        let grown = Count {
-            requests: row.requests.checked_sub(past(|row| row.requests))? + undelivered,
-            errors: row.errors.checked_sub(past(|row| row.errors))? + undelivered,
-            latency: latency.collect::<Option<Vec<_>>>()?,
-            in_flight: row.in_flight.clone(),
-        };
-        add(&mut cells, BTreeMap::from([((row.host.clone(), row.route.clone()), grown)]));
-    }
-    Some(cells)
-}
-
-fn add(sum: &mut Cells, more: Cells) {
-    for (key, count) in more {
-        let cell = sum.entry(key).or_default();
-        cell.requests += count.requests;
-        cell.errors += count.errors;
-        cell.latency.extend(count.latency);
-        cell.in_flight.extend(count.in_flight);
-    }
-}
-
-fn write(file: &mut File, line: &Line) -> std::io::Result<()> {
-    let mut text = line.to_json().map_err(std::io::Error::other)?;
-    text.push('\n');
-    file.write_all(text.as_bytes())
-}
-
-fn settings(wanted: &Wanted, steps: usize, budget: f64, bounds_us: &[u64]) -> Settings {
+/// What the judge of one of so many services is told.
+pub(crate) fn settings(wanted: &Wanted, steps: usize, services: usize, bounds_us: &[u64]) -> Settings {
     let comparisons = wanted
         .compare
         .iter()
@@ -523,11 +301,22 @@ fn settings(wanted: &Wanted, steps: usize, budget: f64, bounds_us: &[u64]) -> Se
             }
         })
         .collect();
+    let guards = wanted.guards.iter().map(|stated| Guard {
+        metric: match stated.metric {
+            GuardMetric::HostCpu => greenlight_verdict::GuardMetric::Cpu,
+            GuardMetric::Memory => greenlight_verdict::GuardMetric::Memory,
+            GuardMetric::CpuPerRequest => greenlight_verdict::GuardMetric::CpuPerRequest,
+            GuardMetric::Restarts => greenlight_verdict::GuardMetric::Restarts,
+        },
+        above: f64::from(stated.above_hundredths) / 100.0,
+        hold_ms: u64::try_from(stated.hold.as_millis()).unwrap_or(u64::MAX),
+    });
     let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Settings {
-        false_abort_budget: budget,
+        false_abort_budget: f64::from(wanted.false_aborts_per_mille) / 1000.0 / services.max(1) as f64,
         warmup_ms: ms(wanted.warmup),
         max_time_ms: ms(wanted.max_time).saturating_mul(u64::try_from(steps).unwrap_or(u64::MAX)),
+        guards: guards.collect(),
         ..Settings::new(bounds_us.to_vec(), comparisons)
     }
 }

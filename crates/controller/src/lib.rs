@@ -14,6 +14,7 @@ mod boundary;
 mod claims;
 pub mod clock;
 mod drift;
+mod foresight;
 mod gather;
 mod hosts;
 mod judging;
@@ -32,6 +33,7 @@ mod takeover;
 
 pub use append::append;
 pub use drift::compare;
+pub use foresight::{FaultForeseen, Foreseen, PresentTraffic, StepForeseen, foresee};
 pub use gather::{Gathered, Gatherer};
 pub use hosts::{HostError, Hosts};
 pub use judging::kept_judgement;

@@ -20,6 +20,7 @@ use greenlight_model::id::{Generation, HostName, Instance, ReleaseId, RolloutId,
 use greenlight_model::manifest::Release;
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::{Note, OperatorRequest, Rollout};
+use greenlight_model::sample::HostSample;
 use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{InFlight, Unreachable, World};
 use greenlight_store::{Log, StoreError};
@@ -134,17 +135,21 @@ pub struct Controller {
     /// What judging it has come to.
     judgement: Option<Judgement>,
     counting: BTreeSet<usize>,
+    /// Who gives samples of each host of the canary.
+    sampling: BTreeMap<HostName, canary::Sampling>,
     arrivals: (mpsc::UnboundedSender<Arrival>, mpsc::UnboundedReceiver<Arrival>),
 }
 
 /// Something that came in. The channel is unbounded because what can be in it is bounded by what was begun: one end
-/// per action in flight, one look per host and balancer, one reading of counts per balancer, one renewal per instance.
+/// per action in flight, one look per host and balancer, one reading of counts per balancer, one renewal per instance, and
+/// what comes each second from a host of a canary.
 enum Arrival {
     Performed { action: Action, performed: Box<Performed> },
     Looked { host: HostName, look: Box<Look<Result<HostReport, HostError>>> },
     Read { index: usize, look: Look<BalancerReport> },
     Renewed { instance: Instance, failed: Option<String> },
     Counted(Box<Counted>),
+    Sampled { host: HostName, sample: Box<Result<HostSample, String>> },
 }
 
 /// The number of the look at each host and balancer that was taken in last.
@@ -220,6 +225,7 @@ impl Controller {
             judging,
             judgement: None,
             counting: BTreeSet::new(),
+            sampling: BTreeMap::new(),
             arrivals: mpsc::unbounded_channel(),
         })
     }
@@ -258,6 +264,7 @@ impl Controller {
                     self.log.refresh()?;
                     self.look(tick);
                     self.count(tick);
+                    self.sample(tick);
                 }
             }
         }
@@ -411,6 +418,7 @@ impl Controller {
                 Ok(())
             }
             Arrival::Counted(counted) => self.counted(*counted),
+            Arrival::Sampled { host, sample } => self.sampled(&host, &sample),
             Arrival::Renewed { instance, failed } => {
                 self.renewing.remove(&instance);
                 if let Some(why) = failed {

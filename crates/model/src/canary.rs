@@ -12,6 +12,9 @@ use crate::fleet::BatchSize;
 use crate::id::ServiceName;
 use crate::quantity::{Percent, duration_ms};
 
+/// Long enough for the samples that a comparison with before needs, at one a second; short beside any canary.
+const LEARNING_TIME: Duration = Duration::from_secs(30);
+
 /// How a canary is cut, led on and judged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Canary {
@@ -60,6 +63,52 @@ pub struct Judging {
     pub false_aborts_per_mille: u32,
     /// What is compared with the hosts that run the old release; empty means errors.
     pub compare: Vec<Comparison>,
+    /// Hard limits on the canary's hosts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guards: Vec<Guard>,
+}
+
+/// A hard limit on the canary's hosts: one that is above it for long enough is worse, whatever the requests say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// Of what.
+    pub metric: GuardMetric,
+    /// What is too much begins above this, in hundredths of the metric's unit.
+    pub above_hundredths: u32,
+    /// How long every sample must be above it.
+    #[serde(with = "duration_ms")]
+    pub hold: Duration,
+}
+
+/// What a guard watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuardMetric {
+    /// How busy the host's processors are, in percent of all of them.
+    HostCpu,
+    /// The host's memory that is not available, in percent.
+    Memory,
+    /// Processor time of the service for a request, as a factor of what it was on this host before the rollout.
+    CpuPerRequest,
+    /// How often the service's processes were started anew since the canary was admitted.
+    Restarts,
+}
+
+impl GuardMetric {
+    /// Whether its limit is a percentage.
+    #[must_use]
+    pub fn is_percentage(self) -> bool {
+        matches!(self, Self::HostCpu | Self::Memory)
+    }
+}
+
+impl Judging {
+    /// For how long the canary's hosts are watched before the first of them is touched, so that what is usual is known.
+    #[must_use]
+    pub fn learning_time(&self) -> Duration {
+        let is_needed = self.guards.iter().any(|guard| guard.metric == GuardMetric::CpuPerRequest);
+        if is_needed { LEARNING_TIME } else { Duration::ZERO }
+    }
 }
 
 /// What happens when a step has had its time and there is no verdict.

@@ -80,6 +80,11 @@ pub enum Wait {
         /// Until when.
         until: Timestamp,
     },
+    /// The canary's hosts are watched before the first of them is touched, to know what is usual there.
+    Learning {
+        /// Until when.
+        until: Timestamp,
+    },
     /// A canary has its share of the traffic and is being judged.
     Verdict {
         /// Its share of the traffic.

@@ -181,6 +181,15 @@ fn take(moves: &mut Moves, stand: Stand) {
     }
 }
 
+/// While it is being learnt what is usual, no canary is taken out of traffic for the first time.
+pub(crate) fn learning(view: &View<'_>, facts: &Facts<'_>) -> Option<Wait> {
+    let settings = judging(&view.world.environment.strategy)?;
+    let rollout = view.rollout();
+    let until = later(rollout.started_at, settings.learning_time());
+    let is_due = view.world.now < until && !rollout.drained_at.contains_key(facts.instance);
+    is_due.then_some(Wait::Learning { until })
+}
+
 /// The canary was found to be worse: this wins over holds and waits.
 pub(crate) fn aborted(world: &World) -> Option<Note> {
     let wave = world.rollout.open_canary()?;

@@ -21,12 +21,13 @@ impl Moves {
         self.steps.push(Step { action, why: why.into() });
     }
 
-    /// Adds a wait, unless the same host, floor or balancer is waited for already.
+    /// Adds a wait, unless the same host, floor, balancer or canary is waited for already.
     pub(crate) fn wait(&mut self, wait: Wait) {
         let is_new = match &wait {
             Wait::Unreachable { host, .. } => self.hosts.insert(host.clone()),
             Wait::Floor { service, .. } => self.services.insert(service.clone()),
             Wait::Balancer { title, .. } => self.balancers.insert(title.clone()),
+            Wait::Learning { .. } => !self.waits.contains(&wait),
             _ => true,
         };
         if is_new {

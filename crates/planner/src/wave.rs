@@ -138,6 +138,11 @@ fn work<'a>(
     let gone_back = back::stands(view, |facts| facts.is_left_out);
     let lost = GoneBack::lost(&gone_back);
     for (facts, stand) in stands {
+        let is_taken_out = matches!(stand, Stand::TakeOut(_));
+        if let Some(wait) = canary::learning(view, facts).filter(|_| is_canary && is_taken_out) {
+            moves.wait(wait);
+            continue;
+        }
         match stand {
             Stand::Step(step) => moves.step(step.action, step.why),
             Stand::Wait(wait) => moves.wait(wait),

@@ -157,6 +157,7 @@ impl<'f> Simulation<'f> {
             Wait::Sessions { until, .. }
             | Wait::BalancerHealth { until, .. }
             | Wait::Fallback { until }
+            | Wait::Learning { until }
             | Wait::Verdict { until, .. } => Some(*until),
             Wait::Claim { expires_at, .. } => Some(*expires_at),
             Wait::Unreachable { since, .. } => Some(later(*since, self.world().environment.timeouts.connect)),

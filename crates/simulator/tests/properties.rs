@@ -106,6 +106,7 @@ fn any_canary(numbers: &mut Numbers) -> Strategy {
             on_inconclusive: OnInconclusive::Hold,
             false_aborts_per_mille: 10,
             compare: Vec::new(),
+            guards: Vec::new(),
         },
     })
 }

@@ -136,6 +136,7 @@ pub struct Replay {
     watch: Watch,
     alerts: Vec<Alert>,
     recorded: Option<Conclusion>,
+    steps: usize,
     intervals: usize,
 }
 
@@ -151,12 +152,21 @@ impl Replay {
                 Err(at_first(Problem::Newer(version)))
             }
             Line::Evidence { title, settings, .. } => {
-                let watch = Watch::new(settings.guards.clone());
-                let judge = Judge::new(settings).map_err(|error| at_first(error.into()))?;
-                Ok(Self { title, judge, watch, alerts: Vec::new(), recorded: None, intervals: 0 })
+                Self::new(title, settings).map_err(|error| at_first(error.into()))
             }
             _ => Err(at_first(Problem::Order)),
         }
+    }
+
+    /// A judgement of which nothing is known but the settings: what is judged for the first time goes the same way as what is
+    /// judged again.
+    ///
+    /// # Errors
+    /// When no judge can work with the settings.
+    pub fn new(title: String, settings: Settings) -> Result<Self, SettingsError> {
+        let watch = Watch::new(settings.guards.clone());
+        let judge = Judge::new(settings)?;
+        Ok(Self { title, judge, watch, alerts: Vec::new(), recorded: None, steps: 0, intervals: 0 })
     }
 
     /// Takes a further line in; `number` is for the error.
@@ -168,7 +178,11 @@ impl Replay {
         self.take(&line).map_err(|problem| EvidenceError { line: number, problem })
     }
 
-    fn take(&mut self, line: &Line) -> Result<(), Problem> {
+    /// Takes a further line in, as it is written to the file or was read from there.
+    ///
+    /// # Errors
+    /// When it cannot come here; nothing is changed then, and it does not belong into the file.
+    pub fn take(&mut self, line: &Line) -> Result<(), Problem> {
         if self.recorded.is_some() {
             return Err(Problem::AfterConclusion);
         }
@@ -176,7 +190,10 @@ impl Replay {
             Line::Evidence { .. } => return Err(Problem::Order),
             Line::Baseline(interval) => self.judge.learn(interval)?,
             Line::BaselineSample(sample) => self.watch.learn(sample),
-            Line::Step { .. } => self.judge.begin_step(),
+            Line::Step { .. } => {
+                self.judge.begin_step();
+                self.steps += 1;
+            }
             Line::Interval(interval) => {
                 self.judge.observe(interval)?;
                 self.intervals += 1;
@@ -199,6 +216,24 @@ impl Replay {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         self.judge.settings()
+    }
+
+    /// Shares that the canary has had so far.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// The answer of the counts alone.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        self.judge.verdict()
+    }
+
+    /// The guards.
+    #[must_use]
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Intervals of the rollout so far.

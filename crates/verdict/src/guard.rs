@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// Two samples further apart do not show what was between them.
 pub const SAMPLE_GAP_MAX_MS: u64 = 10_000;
 /// Samples of a host before the rollout below which its CPU-seconds per request are not compared.
-pub const BASELINE_SAMPLES_MIN: u32 = 30;
+pub const BASELINE_SAMPLES_MIN: u32 = 10;
 /// Hosts that are watched; a fleet's canary has fewer by far.
 const HOSTS_MAX: usize = 10_000;
 
@@ -147,6 +147,18 @@ impl Watch {
     #[must_use]
     pub fn new(guards: Vec<Guard>) -> Self {
         Self { guards, baseline: BTreeMap::new(), hosts: BTreeMap::new() }
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn guards(&self) -> &[Guard] {
+        &self.guards
+    }
+
+    /// How many samples of a host's CPU-seconds per request there were before the rollout.
+    #[must_use]
+    pub fn learnt(&self, host: &str) -> u32 {
+        self.baseline.get(host).map_or(0, |known| known.1)
     }
 
     /// Takes in what a host was before the rollout.

@@ -30,7 +30,8 @@ stop_timeout = "5s"
 "#;
 
 /// The files by which a release of the application is made bad.
-const MARKERS: [&str; 6] = ["BROKEN", "UNHEALTHY", "WRONG", "SLOW_START", "IGNORE_TERM", "STATE_INTOLERANT"];
+const MARKERS: [&str; 8] =
+    ["BROKEN", "UNHEALTHY", "WRONG", "SLOW_START", "IGNORE_TERM", "STATE_INTOLERANT", "ERRORS", "BURN"];
 
 /// A project with a fleet file, on the controller's place of a bed.
 pub(crate) struct Site<'a> {

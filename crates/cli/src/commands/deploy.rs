@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use greenlight_controller::{ControllerLease, PrepareError, Prepared, Wanted, clock, prepare};
+use greenlight_controller::{
+    ControllerLease, Foreseen, PrepareError, Prepared, Wanted, clock, foresee, prepare,
+};
 use greenlight_depot::Depot;
 use greenlight_model::check::CheckPattern;
 use greenlight_model::decision::{Outcome, Wait};
@@ -21,7 +23,7 @@ use serde_json::json;
 use crate::args::{Consent, Deploy, Global, Overrides, Plan, Rollback, Targets};
 use crate::commands::operate::append;
 use crate::commands::preflight::Rows;
-use crate::commands::{build, gates, preflight, releases, roll};
+use crate::commands::{build, foresight, gates, preflight, releases, roll};
 use crate::describe;
 use crate::failure::{Exit, Failure};
 use crate::printer::{Printer, Verbosity};
@@ -64,11 +66,19 @@ fn start(
     }
     let mut prepared = preview(&connected, &log, targets, wanted, direction, true)?;
     show(&prepared, direction, printer, consent.dry_run);
+    let foreseen = connected.block_on(foresee(&connected.gatherer(&log), environment, &prepared.plan));
+    for line in foreseen.iter().flat_map(foresight::lines) {
+        if consent.dry_run {
+            printer.result(format!("  {line}"));
+        } else {
+            printer.progress(format!("  {line}"));
+        }
+    }
     if consent.dry_run {
         let looked = preflight::look(&connected, &prepared, printer)?;
         preflight::show("preflight", &looked, Rows::Failing, printer);
         let checks = preflight::document(&looked);
-        printer.json("plan", plan_json(&prepared, &checks));
+        printer.json("plan", plan_json(&prepared, &checks, &foreseen));
         let is_open = prepared.world.gates.iter().all(gates::is_green);
         return Ok(match (is_open, looked.is_well()) {
             (true, true) => would_end(&prepared),
@@ -431,7 +441,7 @@ fn would_end(prepared: &Prepared) -> Exit {
     prepared.preview.outcome.as_ref().map_or(Exit::Held, describe::exit)
 }
 
-fn plan_json(prepared: &Prepared, checks: &serde_json::Value) -> serde_json::Value {
+fn plan_json(prepared: &Prepared, checks: &serde_json::Value, foreseen: &[Foreseen]) -> serde_json::Value {
     json!({
         "plan": prepared.plan,
         "steps": prepared.preview.steps,
@@ -440,6 +450,7 @@ fn plan_json(prepared: &Prepared, checks: &serde_json::Value) -> serde_json::Val
         "outcome": prepared.preview.outcome,
         "waits": prepared.preview.waits,
         "unapplied_settings": prepared.unapplied,
+        "canaries": foreseen,
     })
 }
 

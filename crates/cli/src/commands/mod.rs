@@ -9,6 +9,7 @@ pub(crate) mod deploy;
 pub(crate) mod drift;
 pub(crate) mod evidence;
 pub(crate) mod exec;
+pub(crate) mod foresight;
 pub(crate) mod gates;
 pub(crate) mod history;
 pub(crate) mod hosts;

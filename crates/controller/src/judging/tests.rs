@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use greenlight_model::canary::{Canary, Comparison as Stated, OnInconclusive, Until};
+use greenlight_drivers::canary::CountRow;
+use greenlight_model::canary::{Canary, Comparison as Stated, Guard, GuardMetric, OnInconclusive, Until};
 use greenlight_model::fleet::{Balancer, BalancerKind, BatchSize, Floor, OnFailure, Timeouts};
 use greenlight_model::id::{Generation, Instance, ReleaseId};
 use greenlight_model::rollout::{Direction, Wave};
+use greenlight_model::sample::{ProcessSample, ServiceSample};
+
+use greenlight_verdict::evidence::Conclusion;
 
 use super::*;
 
@@ -21,7 +25,11 @@ fn instance(host: &str) -> Instance {
     Instance::new(host.parse().unwrap(), web())
 }
 
-fn environment() -> Environment {
+pub(crate) fn environment() -> Environment {
+    guarded(Vec::new())
+}
+
+fn guarded(guards: Vec<Guard>) -> Environment {
     Environment {
         name: "production".parse().unwrap(),
         branch: None,
@@ -41,6 +49,7 @@ fn environment() -> Environment {
                     tolerate_percent: 100,
                     pass_if_below_percent: 150,
                 }],
+                guards,
             },
         }),
         floor: Floor::Count(1),
@@ -90,7 +99,7 @@ fn rollout() -> Rollout {
 }
 
 /// A reading in which each host has had so many requests since the balancer began, of which so many failed.
-fn reading(second: i64, instance: u64, a: (u64, u64), b: (u64, u64)) -> Counted {
+pub(crate) fn reading(second: i64, instance: u64, a: (u64, u64), b: (u64, u64)) -> Counted {
     let row = |host: &str, (requests, errors)| CountRow {
         host: host.parse().unwrap(),
         release: None,
@@ -111,29 +120,91 @@ fn reading(second: i64, instance: u64, a: (u64, u64), b: (u64, u64)) -> Counted 
     Counted { index: 0, at: Timestamp::from_second(1_800_000_000 + second).unwrap(), counts: Ok(counts) }
 }
 
+fn at(second: u64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + i64::try_from(second).unwrap()).unwrap()
+}
+
+fn guard(metric: GuardMetric, above_hundredths: u32, hold_seconds: u64) -> Vec<Guard> {
+    vec![Guard { metric, above_hundredths, hold: Duration::from_secs(hold_seconds) }]
+}
+
+/// What the evidence file comes to, and what it says that it came to.
+fn again(text: &str) -> (Conclusion, Option<Conclusion>) {
+    let mut lines = text.lines();
+    let mut replay = Replay::begin(lines.next().unwrap()).unwrap();
+    for (index, line) in lines.enumerate() {
+        replay.line(index + 2, line).unwrap();
+    }
+    (replay.conclusion(), replay.recorded().cloned())
+}
+
 struct Bench {
     judging: Judging,
     rollout: Rollout,
+    environment: Environment,
     directory: tempfile::TempDir,
 }
 
 impl Bench {
     fn new() -> Self {
+        Self::of(environment())
+    }
+
+    fn of(environment: Environment) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let rollout = rollout();
-        let judging = Judging::new(&rollout.plan, &environment(), directory.path()).unwrap();
-        Self { judging, rollout, directory }
+        let judging = Judging::new(&rollout.plan, &environment, directory.path()).unwrap();
+        Self { judging, rollout, environment, directory }
+    }
+
+    /// The canary is not admitted yet.
+    fn before(&mut self) {
+        self.rollout = Rollout::new(self.rollout.plan.clone(), Timestamp::UNIX_EPOCH);
+    }
+
+    /// The same judgement by another controller.
+    fn taken_over(self) -> Self {
+        let judging = Judging::new(&self.rollout.plan, &self.environment, self.directory.path()).unwrap();
+        Self { judging, ..self }
+    }
+
+    /// A sample of the canary's host: processor time of its service so far, and the process that it is of.
+    fn sample(&mut self, second: u64, cpu_ms: u64, pid: u32) -> Option<Judgement> {
+        let process = ProcessSample { pid, start_ticks: 1, cpu_ms, memory_bytes: 1, members: 1 };
+        let service = ServiceSample {
+            disk_total_bytes: 1,
+            disk_free_bytes: 1,
+            processes: BTreeMap::from([("web".parse().unwrap(), process)]),
+        };
+        let sample = HostSample {
+            at: Timestamp::UNIX_EPOCH,
+            since_boot_ms: second * 1000,
+            cpu_busy_ms: second * 500,
+            cpu_all_ms: second * 2000,
+            memory_total_bytes: 100,
+            memory_available_bytes: 60,
+            load_hundredths: 0,
+            disk_read_bytes: 0,
+            disk_written_bytes: 0,
+            services: BTreeMap::from([(web(), service)]),
+        };
+        self.sampled(second, Ok(sample))
+    }
+
+    fn sampled(&mut self, second: u64, sample: Result<HostSample, String>) -> Option<Judgement> {
+        let phase = self.judging.phase(&self.rollout, false);
+        self.judging.sampled(&"a".parse().unwrap(), at(second), &sample, &phase).unwrap();
+        self.judging.judgement(&phase)
     }
 
     fn take(&mut self, counted: Counted) -> Option<Judgement> {
         let phase = self.judging.phase(&self.rollout, false);
-        let canaries = BTreeSet::from(["a".parse().unwrap()]);
-        self.judging.take(&web(), &[0], counted, &phase, &canaries).unwrap();
+        self.judging.take(&web(), &[0], counted, &phase).unwrap();
         self.judging.judgement(&phase)
     }
 
     fn kept(&self) -> Option<Judgement> {
-        kept_judgement(&self.rollout, &environment(), self.directory.path())
+        kept_judgement(&self.rollout, &self.environment, self.directory.path())
     }
 
     fn text(&self) -> String {
@@ -201,9 +272,7 @@ fn a_controller_that_takes_over_judges_on() {
     let mut text = first.text();
     text.push_str("{\"interval\":{\"start_ms\":18");
     std::fs::write(&path, &text).unwrap();
-    let rollout = rollout();
-    let judging = Judging::new(&rollout.plan, &environment(), first.directory.path()).unwrap();
-    let mut second = Bench { judging, rollout, directory: first.directory };
+    let mut second = first.taken_over();
     second.take(reading(60, 1, (5_000, 0), (5_000, 0)));
     let told = second.take(reading(61, 1, (5_100, 0), (5_100, 0))).unwrap();
     assert_eq!(told.why, "errors: canary 0 of 500, the others 0 of 500");
@@ -252,4 +321,93 @@ fn what_gets_no_requests_at_the_canary_is_not_waited_for() {
     assert!(matches!(judging.phase(&rollout, false), Phase::Judged { wave: 0, step: 0, .. }));
     rollout.touched.insert(instance("a"));
     assert!(matches!(judging.phase(&rollout, false), Phase::Between), "it was started anew");
+}
+
+/// Ten requests a second, each with so many milliseconds of processor time.
+fn used(bench: &mut Bench, seconds: std::ops::Range<u64>, ms_each: u64, base_ms: u64) -> Option<Judgement> {
+    let first = seconds.start;
+    let mut told = None;
+    for second in seconds {
+        bench.take(reading(i64::try_from(second).unwrap(), 1, (second * 10, 0), (second * 10, 0)));
+        told = bench.sample(second, base_ms + (second - first) * 10 * ms_each, 7);
+    }
+    told
+}
+
+#[test]
+fn a_canary_that_burns_more_for_a_request_is_found_by_its_guard() {
+    for (ms_each, is_found) in [(35, true), (18, false)] {
+        let mut bench = Bench::of(guarded(guard(GuardMetric::CpuPerRequest, 200, 10)));
+        bench.before();
+        assert_eq!(used(&mut bench, 0..20, 10, 0), None);
+        bench.rollout = rollout();
+        let told = used(&mut bench, 30..60, ms_each, 50_000).unwrap();
+        assert_eq!(told.answer == Answer::Abort, is_found, "{told:?}");
+        if is_found {
+            let expected = "by a guard: a: CPU per request 3.50 times what it was before the rollout";
+            assert!(told.why.starts_with(expected), "{}", told.why);
+            assert_eq!(told.services, BTreeSet::from([web()]));
+            assert_eq!(bench.kept(), Some(told));
+            let (conclusion, recorded) = again(&bench.text());
+            assert_eq!(conclusion.alerts, ["CPU per request on a"]);
+            assert_eq!(Some(conclusion), recorded);
+            assert!(bench.text().lines().last().unwrap().contains("conclusion"));
+        }
+    }
+}
+
+#[test]
+fn what_was_too_short_to_learn_from_is_said() {
+    let mut bench = Bench::of(guarded(guard(GuardMetric::CpuPerRequest, 200, 10)));
+    let told = used(&mut bench, 0..5, 10, 0).unwrap();
+    assert!(
+        told.why.ends_with("before the rollout it had 0 samples with requests, 10 are needed"),
+        "{}",
+        told.why
+    );
+}
+
+#[test]
+fn restarts_are_counted_over_a_change_of_controllers_and_ours_are_none() {
+    let mut bench = Bench::of(guarded(guard(GuardMetric::Restarts, 100, 0)));
+    bench.before();
+    bench.take(reading(0, 1, (0, 0), (0, 0)));
+    bench.sample(0, 0, 1);
+    bench.rollout = rollout();
+    bench.rollout.drained_at.insert(instance("a"), Timestamp::UNIX_EPOCH);
+    bench.sample(1, 0, 1);
+    bench.rollout = rollout();
+    // Another process by our own switch, then one restart, and the same process again.
+    for (second, pid) in [(2_u32, 2), (3, 3), (4, 3)] {
+        let requests = u64::from(second);
+        bench.take(reading(i64::from(second), 1, (requests, 0), (requests, 0)));
+        let told = bench.sample(requests, 0, pid);
+        assert_ne!(told.map(|told| told.answer), Some(Answer::Abort));
+    }
+    let mut bench = bench.taken_over();
+    bench.take(reading(10, 1, (10, 0), (10, 0)));
+    bench.sample(10, 0, 3);
+    let told = bench.sample(11, 0, 4).unwrap();
+    assert_eq!(
+        (told.answer, told.why.as_str()),
+        (Answer::Abort, "by a guard: a: 2 restarts, at most 1 are allowed")
+    );
+}
+
+#[test]
+fn nothing_passes_while_a_guard_does_not_see_the_canary() {
+    let mut bench = Bench::of(guarded(guard(GuardMetric::Memory, 9_000, 30)));
+    bench.take(reading(0, 1, (0, 0), (0, 0)));
+    bench.sampled(0, Err("no way there".to_owned()));
+    let told = bench.take(reading(60, 1, (6_000, 0), (6_000, 0))).unwrap();
+    assert_eq!(told.answer, Answer::Inconclusive { requests_needed: None }, "{told:?}");
+    assert!(told.why.ends_with("guards: no sample from a now (no way there)"), "{}", told.why);
+    let told = bench.sample(60, 0, 7).unwrap();
+    assert_eq!(told.answer, Answer::Pass, "{told:?}");
+    let told = bench.take(reading(80, 1, (6_000, 0), (6_000, 0))).unwrap();
+    assert_eq!(
+        told.answer,
+        Answer::Inconclusive { requests_needed: None },
+        "an old sample shows nothing now"
+    );
 }

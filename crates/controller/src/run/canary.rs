@@ -1,10 +1,15 @@
-//! The loop's part in a canary: counts are read each second, its share is lent again, and a verdict is acted on at once.
+//! The loop's part in a canary: counts are read each second, its share is lent again, what its hosts use is sampled where there
+//! are guards, and a verdict is acted on at once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use greenlight_link::message::{Event, Request};
 use greenlight_model::action::Verb;
-use greenlight_model::id::{HostName, ServiceName};
+use greenlight_model::id::{HostName, Instance, ServiceName};
+use greenlight_model::sample::HostSample;
+use tokio::task::JoinHandle;
 
 use super::{Arrival, Controller, RunError};
 use crate::clock;
@@ -13,6 +18,10 @@ use crate::perform::LEASE;
 
 /// Every how many ticks the balancers' counts are read.
 const COUNT_TICKS: u64 = 5;
+/// How often hosts of a canary are looked at for its guards.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// For how long samples are asked for at once: so long a host goes on when nobody listens any more and its connection stays.
+const SAMPLING_TIME: Duration = Duration::from_secs(60);
 
 impl Controller {
     /// Begins to read the counts that are due, and lends the canary its share for longer.
@@ -49,13 +58,12 @@ impl Controller {
     pub(super) fn counted(&mut self, counted: Counted) -> Result<(), RunError> {
         self.counting.remove(&counted.index);
         let phase = self.canary_phase();
-        let canaries = self.canary_hosts();
         let service = self.environment.balancers[counted.index].service.clone();
         let balancers = self.environment.balancers.iter().enumerate();
         let of_service: Vec<usize> =
             balancers.filter(|(_, one)| one.service == service).map(|(index, _)| index).collect();
         let Some(judging) = &mut self.judging else { return Ok(()) };
-        judging.take(&service, &of_service, counted, &phase, &canaries)?;
+        judging.take(&service, &of_service, counted, &phase)?;
         self.judgement = judging.judgement(&phase);
         Ok(())
     }
@@ -68,9 +76,63 @@ impl Controller {
         }
     }
 
-    /// The hosts of every canary wave: none of them is compared with itself.
-    fn canary_hosts(&self) -> BTreeSet<HostName> {
-        let waves = self.performer.plan.waves.iter().filter(|wave| !wave.steps.is_empty());
-        waves.flat_map(|wave| wave.instances.iter().map(|instance| instance.host.clone())).collect()
+    /// Begins to take samples of hosts of the canary that give none, and ends it while they are changed.
+    pub(super) fn sample(&mut self, tick: u64) {
+        let Some(judging) = &self.judging else { return };
+        if !tick.is_multiple_of(COUNT_TICKS) {
+            return;
+        }
+        if matches!(self.canary_phase(), Phase::Between) {
+            self.sampling.clear();
+            return;
+        }
+        self.sampling.retain(|_, sampling| !sampling.0.is_finished());
+        for host in judging.guarded() {
+            if self.sampling.contains_key(host) {
+                continue;
+            }
+            let instances = judging.services().map(|service| Instance::new(host.clone(), service.clone()));
+            let specs = instances.filter_map(|instance| self.gatherer.spec(&instance, None)).collect();
+            let request = Request::Sample { specs, every: SAMPLE_INTERVAL, during: SAMPLING_TIME };
+            let (hosts, arrivals) = (Arc::clone(self.gatherer.hosts()), self.arrivals.0.clone());
+            let called = host.clone();
+            let task = tokio::spawn(async move {
+                let arrived = |sample| {
+                    let _ =
+                        arrivals.send(Arrival::Sampled { host: called.clone(), sample: Box::new(sample) });
+                };
+                let ended = hosts.call(&called, request, SAMPLING_TIME * 2, |event| {
+                    if let Event::Sampled(sample) = event {
+                        arrived(Ok(*sample));
+                    }
+                });
+                if let Err(error) = ended.await {
+                    arrived(Err(error.why));
+                }
+            });
+            self.sampling.insert(host.clone(), Sampling(task));
+        }
+    }
+
+    /// Puts a sample to the guards.
+    pub(super) fn sampled(
+        &mut self,
+        host: &HostName,
+        sample: &Result<HostSample, String>,
+    ) -> Result<(), RunError> {
+        let phase = self.canary_phase();
+        let Some(judging) = &mut self.judging else { return Ok(()) };
+        judging.sampled(host, clock::now(), sample, &phase)?;
+        self.judgement = judging.judgement(&phase);
+        Ok(())
+    }
+}
+
+/// Samples of one host that are being taken. Dropped, they end.
+pub(super) struct Sampling(JoinHandle<()>);
+
+impl Drop for Sampling {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

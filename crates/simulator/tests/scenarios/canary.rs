@@ -24,6 +24,7 @@ fn canary(steps: &[CanaryStep], on_inconclusive: OnInconclusive) -> Strategy {
             on_inconclusive,
             false_aborts_per_mille: 10,
             compare: Vec::new(),
+            guards: Vec::new(),
         },
     })
 }
