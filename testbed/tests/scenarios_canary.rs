@@ -4,9 +4,9 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use greenlight_testbed::{Bed, Init, Load, LoadReport, greenlight_binary, wait};
+use greenlight_testbed::{Bed, Init, Load, LoadHandle, LoadReport, greenlight_binary, wait};
 use serde_json::Value;
 use support::{DEADLINE, Site, fleet};
 
@@ -63,6 +63,24 @@ fn is_nothing_lost(report: &LoadReport) {
     assert_eq!((foreign, report.statuses.values().sum::<u64>()), (false, report.requests), "{report:?}");
 }
 
+/// Waits until a version gets nothing of several hundred requests.
+fn is_left_alone(running: &LoadHandle, version: &str) {
+    let begun = Instant::now();
+    let seen = || (running.report().requests, running.report().versions.get(version).copied());
+    let mut last = seen();
+    wait::until(&format!("{version} to be left alone"), DEADLINE, || {
+        let now = seen();
+        if now.1 != last.1 {
+            last = now;
+        } else if now.0 > last.0 + 300 {
+            return Ok(());
+        }
+        Err(format!("requests and those of {version}: {last:?}, {now:?}"))
+    })
+    .unwrap();
+    println!("{version} gets nothing any more, {:?} after its controller was killed", begun.elapsed());
+}
+
 /// When the rollout turned back, and why.
 fn turned_back(site: &Site<'_>) -> (i64, String) {
     let records = site.records("production");
@@ -102,24 +120,25 @@ fn replays(site: &Site<'_>, culprit: &str) {
 /// A21: 30 % of the traffic are 30 %; three errors of a hundred instead of one, at 10 % of the traffic, are found, and from
 /// then on stable gets everything until a person says otherwise.
 fn a21(bed: &Bed, balancer: &str) {
-    let site = Site::new(
-        bed,
-        &environment(balancer, "steps = [\"30% for 5s\"]\ncompare = [{ metric = \"errors\" }]"),
-    );
+    let site = Site::new(bed, &environment(balancer, "steps = [\"30% for 1s\"]"));
     site.greenlight(&["deploy", "production"]).exits(0);
+    site.fleet(&environment(balancer, "steps = [\"30% for 20s\"]\ncompare = [{ metric = \"errors\" }]"));
     site.release("v2", &[("ERRORS", "10")]);
     let running = load(bed).start(bed);
     running.wait_for(100, DEADLINE).unwrap();
     let mut deploy = site.begin(&["deploy", "production", "--verbose"]);
     deploy.wait_for("canary at 30%");
-    let before = running.report();
+    let of = |version: &str| running.report().versions.get(version).copied().unwrap_or(0) as f64;
+    let before = (of("v1"), of("v2"));
     running.wait_for(1_000, DEADLINE).unwrap();
-    let after = running.report();
-    deploy.end_within(VERDICT_DEADLINE).exits(0);
-    let of = |report: &LoadReport, version: &str| report.versions.get(version).copied().unwrap_or(0) as f64;
-    let (v1, v2) = (of(&after, "v1") - of(&before, "v1"), of(&after, "v2") - of(&before, "v2"));
+    let (v1, v2) = (of("v1") - before.0, of("v2") - before.1);
     let share = v2 / (v1 + v2);
     println!("share at 30 %: {share:.3} of {}", v1 + v2);
+    // The share is lent: it ends when the controller has died, and begins again when another one goes on.
+    deploy.signal("KILL");
+    deploy.end();
+    is_left_alone(&running, "v2");
+    site.begin(&["resume", "production"]).end_within(VERDICT_DEADLINE).exits(0);
 
     site.fleet(&environment(balancer, "steps = [\"10% until pass\"]\ncompare = [{ metric = \"errors\" }]"));
     site.release("v3", &[("ERRORS", "30")]);

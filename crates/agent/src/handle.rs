@@ -21,6 +21,7 @@ use crate::failure::{OrHost as _, Outcome, host, passing};
 use crate::files;
 use crate::guard;
 use crate::layout::Layout;
+use crate::lease;
 use crate::ledger::{self, Change};
 use crate::logs;
 use crate::migrate;
@@ -82,6 +83,7 @@ pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Pie
         }
         Request::Prune { spec, keep, keep_releases, rollout } => prune(spec, keep, *keep_releases, rollout),
         Request::Socket { path, input, timeout } => socket::ask(path, input, *timeout).map(Reply::Output),
+        Request::Lease { path, what, lease } => lease::set(path, what, lease).map(|()| Reply::Done),
         Request::Logs { spec, process, stream, lines, follow } => {
             logs::show(context, spec, process.as_ref(), *stream, *lines, *follow).map(|()| Reply::Done)
         }

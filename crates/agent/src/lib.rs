@@ -30,7 +30,9 @@ mod files;
 mod fixture;
 mod guard;
 mod handle;
+
 mod layout;
+mod lease;
 mod ledger;
 mod logs;
 mod manager;

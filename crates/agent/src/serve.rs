@@ -1,7 +1,8 @@
 //! One connection: the greeting, then requests as they come, each in a thread of its own.
 //!
 //! Guarantees: each request gets exactly one reply, also when the agent itself fails inside; when the input ends, what was being
-//! prepared, migrated or executed is killed, and an activation is finished, for a host must not be left between two releases.
+//! prepared, migrated or executed is killed, an activation is finished, for a host must not be left between two releases, and what
+//! was lent is taken back when its time is up.
 
 use std::collections::HashMap;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -20,6 +21,7 @@ use crate::context::Context;
 use crate::facts;
 use crate::failure::{host, passing};
 use crate::handle;
+use crate::lease;
 use crate::room;
 use crate::stage::Piece;
 
@@ -92,6 +94,7 @@ impl Agent {
             // A panic inside was already answered as such.
             drop(request.join());
         }
+        lease::wait();
         result
     }
 }

@@ -14,7 +14,7 @@ use crate::check::{Sites, balancers};
 use crate::language::{Amount, Environment};
 use crate::problem::Problems;
 use crate::read::{Key, List, Node, OneOrMany, Read, Refusal, Text, table};
-use crate::text::{Limit, StrategyKind};
+use crate::text::{HaproxyPlace, Limit, StrategyKind};
 
 /// Steps where none are stated: small enough that few see a bad release, large enough to be sure before everybody does.
 const USUAL_SHARES: [u8; 3] = [5, 25, 50];
@@ -223,7 +223,21 @@ pub(crate) fn check(environment: &Environment, sites: &Sites<'_>, problems: &mut
             "a canary needs two hosts or more".to_owned(),
         );
     }
+    for balancer in balancers(environment) {
+        if let Some(place) = balancer.haproxy.get()
+            && matches!(place.value, HaproxyPlace::Tcp(_))
+        {
+            problems.warning(
+                "canary-without-lease",
+                &place.span,
+                "when the controller dies, a canary keeps its share here until somebody goes on: HAProxy has no leases, and over TCP \
+                 no agent of ours ends it",
+                "name the socket on its host: `haproxy = \"HOST:/run/haproxy/admin.sock\"`".to_owned(),
+            );
+        }
+    }
     let Some(table) = environment.canary.value() else { return };
+    check_guards(table, problems);
     let steps: Vec<_> = table.steps.value().into_iter().flat_map(|steps| &steps.0.items).collect();
     if let Some(stated) = table.steps.get()
         && stated.0.items.is_empty()
@@ -242,7 +256,6 @@ pub(crate) fn check(environment: &Environment, sites: &Sites<'_>, problems: &mut
             );
         }
     }
-    check_guards(table, problems);
     let haproxy = balancers(environment).find(|balancer| !balancer.haproxy.is_absent());
     for comparison in table.compare.items() {
         let is_latency = matches!(

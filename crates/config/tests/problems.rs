@@ -534,6 +534,13 @@ fn warnings_do_not_refuse() {
          9 unused-service: the service `idle` has no hosts in any environment\n\
          11 no-shell: no shell runs here: `&&` is passed to the program as it stands"
     );
+    let text = BASE.replace(
+        "hosts.web",
+        "balancer = { haproxy = \"tcp://10.0.0.1:9999\" }\nstrategy = \"canary\"\nhosts.web",
+    );
+    let parsed = parse(&text).unwrap();
+    let warned: Vec<_> = parsed.warnings.iter().map(|warning| warning.code).collect();
+    assert_eq!(warned, ["canary-without-lease"]);
     assert!(parse(BASE).unwrap().warnings.is_empty());
     let text = "[service.web]\n";
     let warnings = parse(text).unwrap().warnings;

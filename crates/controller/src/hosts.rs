@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use greenlight_drivers::transport::{BoxFuture, Transport, TransportError};
 use greenlight_link::connection::{CallError, Connection, OpenOptions, ReleaseSource, StageProgress};
-use greenlight_link::message::{Event, Reply, Request};
+use greenlight_link::message::{Event, Lease, Reply, Request};
 use greenlight_model::Timestamp;
 use greenlight_model::action::Blame;
 use greenlight_model::fleet::{BecomeRoot, Environment, HostSettings, LinkKind, ManagerKind};
@@ -251,6 +251,14 @@ impl Transport for AgentSocket {
                 Ok(other) => Err(TransportError::new(format!("{}: unexpected answer {other:?}", self.host))),
                 Err(error) => Err(TransportError::new(format!("{}: {error}", self.host))),
             }
+        })
+    }
+
+    fn lease<'a>(&'a self, what: &'a str, lease: Lease) -> BoxFuture<'a, Result<bool, TransportError>> {
+        Box::pin(async move {
+            let request = Request::Lease { path: self.path.clone(), what: what.to_owned(), lease };
+            let done = self.hosts.call(&self.host, request, self.timeout, |_| {}).await;
+            done.map(|_| true).map_err(|error| TransportError::new(format!("{}: {error}", self.host)))
         })
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use greenlight_link::message::Lease;
 use greenlight_model::fleet::{Balancer, BalancerKind};
 use greenlight_model::id::HostName;
 use greenlight_model::traffic::{Admission, Server, weights};
@@ -14,6 +15,9 @@ use greenlight_model::traffic::{Admission, Server, weights};
 use crate::canary::{Counts, Share};
 use crate::transport::{Transport, TransportError};
 use crate::{haproxy, router};
+
+/// More than it takes to set weights.
+const RESET_LIMIT: Duration = Duration::from_secs(30);
 
 /// A balancer and the way to it.
 pub struct BalancerDriver {
@@ -200,7 +204,11 @@ impl BalancerDriver {
                 let names: Vec<&str> = hosts.map(|(_, server)| server.as_str()).collect();
                 router::lend(&*self.transport, &names, share).await?;
             }
-            Kind::Haproxy => self.weigh(&wanted).await?,
+            Kind::Haproxy => {
+                // Whoever takes it back is told first.
+                self.begin_lease(share.hosts, share.lease).await?;
+                self.weigh(&wanted).await?;
+            }
         }
         for (host, found) in &self.read_servers().await? {
             let expected = wanted.get(host).copied().unwrap_or(found.normal_weight);
@@ -212,20 +220,41 @@ impl BalancerDriver {
         Ok(())
     }
 
+    /// Lets the agent on HAProxy's host take back what these hosts are about to be lent.
+    async fn begin_lease(&self, canaries: &BTreeSet<HostName>, lasts: Duration) -> Result<(), DriverProblem> {
+        let of = |host: &HostName| self.servers.get(host).map(String::as_str);
+        let names = canaries.iter().filter_map(of).collect();
+        let input = haproxy::to_stable(&self.backend, &names, self.servers.values())?;
+        self.transport.lease(&self.backend, Lease::Begin { input, lasts }).await?;
+        Ok(())
+    }
+
+    /// Every server gets its usual weight. What the lease would take back comes to the same meanwhile, so that it may lapse.
+    async fn reset(&self) -> Result<(), DriverProblem> {
+        self.begin_lease(&BTreeSet::new(), RESET_LIMIT).await?;
+        haproxy::reset_weights(&*self.transport, &self.backend, self.servers.values()).await?;
+        self.transport.lease(&self.backend, Lease::End).await?;
+        Ok(())
+    }
+
     async fn weigh(&self, weights: &BTreeMap<HostName, u32>) -> Result<(), DriverProblem> {
         let weights =
             weights.iter().filter_map(|(host, weight)| Some((self.servers.get(host)?.clone(), *weight)));
         haproxy::set_weights(&*self.transport, &self.backend, &weights.collect()).await
     }
 
-    /// Lends the present share for longer. HAProxy has no lease: nothing is done.
+    /// Lends the present share for longer. HAProxy has no lease: the agent on its host takes the share back, where the way there is
+    /// an agent's, and nothing else does.
     ///
     /// # Errors
     /// When it cannot be changed, or the lease has ended.
     pub async fn renew(&self, release: &str, lease: Duration) -> Result<(), DriverError> {
         match self.kind {
             Kind::Router => router::renew(&*self.transport, release, lease).await,
-            Kind::Haproxy => Ok(()),
+            Kind::Haproxy => {
+                let renewed = self.transport.lease(&self.backend, Lease::Renew { lasts: lease }).await;
+                renewed.map(drop).map_err(DriverProblem::from)
+            }
         }
         .map_err(|problem| self.error(problem))
     }
@@ -237,9 +266,7 @@ impl BalancerDriver {
     pub async fn conclude(&self) -> Result<(), DriverError> {
         match self.kind {
             Kind::Router => router::conclude(&*self.transport).await,
-            Kind::Haproxy => {
-                haproxy::reset_weights(&*self.transport, &self.backend, self.servers.values()).await
-            }
+            Kind::Haproxy => self.reset().await,
         }
         .map_err(|problem| self.error(problem))
     }

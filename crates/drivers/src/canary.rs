@@ -3,7 +3,7 @@
 //! | | built-in router | HAProxy |
 //! | --- | --- | --- |
 //! | share | exact in chance, whatever the weights | by weights of whole numbers: it may be a little less than asked for |
-//! | lease | returns to stable by itself | none: the weights stay when the controller goes |
+//! | lease | returns to stable by itself | the agent on its host takes the share back; over TCP none: the weights stay when the controller goes |
 //! | alert | held at 0 until a person enables it | weight 0; the hold is the controller's to keep |
 //! | counts | per host, release and route, with latencies and what is in flight | requests and errors per host |
 

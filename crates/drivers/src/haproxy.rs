@@ -4,7 +4,7 @@
 //! older ones every process has a socket of its own and only one would be changed. A reload starts with the
 //! configuration's states unless `load-server-state-from-file` is set; the next reading shows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use greenlight_model::id::HostName;
@@ -72,6 +72,19 @@ pub(crate) async fn set_weights(
     change_weights(transport, backend, weights).await
 }
 
+/// What takes a canary's share back: its servers get nothing, the others their usual weights.
+pub(crate) fn to_stable<'a>(
+    backend: &str,
+    canaries: &BTreeSet<&str>,
+    servers: impl Iterator<Item = &'a String>,
+) -> Result<String, DriverProblem> {
+    let usual = |server: &'a String| {
+        let weight = if canaries.contains(server.as_str()) { "0" } else { "100%" };
+        (server, weight.to_owned())
+    };
+    weight_command(backend, servers.map(usual)).map(|command| format!("{command}\n"))
+}
+
 /// Gives servers the weights of their configuration again.
 pub(crate) async fn reset_weights(
     transport: &dyn Transport,
@@ -86,18 +99,25 @@ async fn change_weights(
     backend: &str,
     weights: impl Iterator<Item = (&String, String)>,
 ) -> Result<(), DriverProblem> {
+    let command = weight_command(backend, weights)?;
+    match transport.exchange(&format!("{command}\n")).await?.trim() {
+        "" => Ok(()),
+        said if said.contains("Permission denied") => Err(DriverProblem::NotAdmin),
+        said => Err(DriverProblem::Refused { command, said: first_line(said) }),
+    }
+}
+
+fn weight_command<'a>(
+    backend: &str,
+    weights: impl Iterator<Item = (&'a String, String)>,
+) -> Result<String, DriverProblem> {
     check_name("backend", backend)?;
     let mut commands = Vec::new();
     for (server, weight) in weights {
         check_name("server", server)?;
         commands.push(format!("set server {backend}/{server} weight {weight}"));
     }
-    let command = commands.join(";");
-    match transport.exchange(&format!("{command}\n")).await?.trim() {
-        "" => Ok(()),
-        said if said.contains("Permission denied") => Err(DriverProblem::NotAdmin),
-        said => Err(DriverProblem::Refused { command, said: first_line(said) }),
-    }
+    Ok(commands.join(";"))
 }
 
 /// Requests and errors since HAProxy was started or reloaded; `host` tells which host a server is.

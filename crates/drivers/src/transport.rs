@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use greenlight_link::message::SOCKET_OUTPUT_BYTES_MAX;
+use greenlight_link::message::{Lease, SOCKET_OUTPUT_BYTES_MAX};
 use greenlight_model::quantity::human_duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -18,6 +18,12 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Transport: Send + Sync {
     /// Writes `input`, closes the writing side, and returns everything that is answered until the other side closes.
     fn exchange<'a>(&'a self, input: &'a str) -> BoxFuture<'a, Result<String, TransportError>>;
+
+    /// Sees to it that what is lent goes back when the lease is not renewed, also when whoever lent it has died by then. False when
+    /// there is nobody on the way who could.
+    fn lease<'a>(&'a self, _what: &'a str, _lease: Lease) -> BoxFuture<'a, Result<bool, TransportError>> {
+        Box::pin(async { Ok(false) })
+    }
 }
 
 /// Why there was no answer, complete in itself.

@@ -192,6 +192,16 @@ pub enum Request {
         #[serde(with = "duration_ms")]
         timeout: Duration,
     },
+    /// Lend something through a stream socket of the host: it is taken back when the lease is not renewed. Answered by
+    /// [`Reply::Done`] at once.
+    Lease {
+        /// The socket's path.
+        path: String,
+        /// What is lent: of each there is one lease.
+        what: String,
+        /// What becomes of the lease.
+        lease: Lease,
+    },
     /// The last lines of a process's logs; with `follow`, lines as events until the connection ends.
     /// Answered by [`Reply::Done`].
     Logs {
@@ -248,12 +258,38 @@ impl Request {
             Self::Confirm { .. } => "the confirmation",
             Self::Prune { .. } => "the pruning",
             Self::Socket { .. } => "asking a socket",
+            Self::Lease { .. } => "a lease",
             Self::Logs { .. } => "reading logs",
             Self::Sample { .. } => "sampling",
             Self::Exec { .. } => "a command",
         }
     }
 }
+
+/// What becomes of a lease on something that is lent through a socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lease {
+    /// It begins, in the place of one that there was.
+    Begin {
+        /// What is written to the socket when it has lapsed.
+        input: String,
+        /// How long it lasts without being renewed, at most [`LEASE_MAX`].
+        #[serde(with = "duration_ms")]
+        lasts: Duration,
+    },
+    /// It lasts so long from now on. One that has lapsed or was ended stays so.
+    Renew {
+        /// As where it began.
+        #[serde(with = "duration_ms")]
+        lasts: Duration,
+    },
+    /// It ends, and nothing is taken back.
+    End,
+}
+
+/// Longest lease: an agent on whose host one has begun lives on for as long as that when its controller has gone.
+pub const LEASE_MAX: Duration = Duration::from_secs(60);
 
 /// What happens while a request is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -411,3 +411,46 @@ fn nothing_passes_while_a_guard_does_not_see_the_canary() {
         "an old sample shows nothing now"
     );
 }
+
+/// A number below `below`, by the next of a sequence that a seed decides.
+fn next(seed: &mut u64, below: u64) -> u64 {
+    // SplitMix64 (Steele, Lea and Flood 2014).
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = *seed;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed ^ (mixed >> 31)) % below
+}
+
+/// What became of a canary with 10 % of some 80 requests a second, of which so many of 1,000 fail; one of a hundred elsewhere.
+fn judged(seed: u64, errors_per_mille: u64) -> Option<Answer> {
+    let (mut seed, mut bench) = (seed, Bench::new());
+    let (mut a, mut b) = ((0, 0), (0, 0));
+    let mut told = None;
+    let phase = Judging::phase(&bench.rollout, false);
+    for second in 0..=300 {
+        bench.judging.take(&web(), &[0], reading(second, 1, a, b), &phase).unwrap();
+        // What is told each second is told as well every ten: an abort is final.
+        if second % 10 == 0 {
+            told = bench.judging.judgement(&phase).map(|told| told.answer);
+        }
+        if told == Some(Answer::Abort) {
+            break;
+        }
+        for _ in 0..80 {
+            let is_canary = next(&mut seed, 10) == 0;
+            let (arm, of_1000) = if is_canary { (&mut a, errors_per_mille) } else { (&mut b, 10) };
+            *arm = (arm.0 + 1, arm.1 + u64::from(next(&mut seed, 1000) < of_1000));
+        }
+    }
+    told
+}
+
+/// Counts as a balancer would give them go through all that judges in a rollout, the evidence file included.
+#[test]
+fn of_two_hundred_healthy_canaries_at_most_two_are_turned_back_and_bad_ones_are() {
+    let aborted = (0..200).filter(|seed| judged(*seed, 10) == Some(Answer::Abort)).count();
+    let found = (0..20).filter(|seed| judged(1_000 + seed, 30) == Some(Answer::Abort)).count();
+    println!("{aborted} of 200 healthy canaries were turned back, {found} of 20 with 3 % errors");
+    assert!(aborted <= 2 && found >= 18, "{aborted} of 200, {found} of 20");
+}
