@@ -121,24 +121,34 @@ fn replays(site: &Site<'_>, culprit: &str) {
 /// then on stable gets everything until a person says otherwise.
 fn a21(bed: &Bed, balancer: &str) {
     let site = Site::new(bed, &environment(balancer, "steps = [\"30% for 1s\"]"));
+    site.release("base", &[("ERRORS", "10")]);
     site.greenlight(&["deploy", "production"]).exits(0);
-    site.fleet(&environment(balancer, "steps = [\"30% for 20s\"]\ncompare = [{ metric = \"errors\" }]"));
+    site.fleet(&environment(balancer, "steps = [\"30% until pass\"]\ncompare = [{ metric = \"errors\" }]"));
     site.release("v2", &[("ERRORS", "10")]);
     let running = load(bed).start(bed);
     running.wait_for(100, DEADLINE).unwrap();
     let mut deploy = site.begin(&["deploy", "production", "--verbose"]);
     deploy.wait_for("canary at 30%");
     let of = |version: &str| running.report().versions.get(version).copied().unwrap_or(0) as f64;
-    let before = (of("v1"), of("v2"));
-    running.wait_for(1_000, DEADLINE).unwrap();
-    let (v1, v2) = (of("v1") - before.0, of("v2") - before.1);
-    let share = v2 / (v1 + v2);
-    println!("share at 30 %: {share:.3} of {}", v1 + v2);
+    let before = (of("base"), of("v2"));
+    // Twice as many as the scenario has: with 1,000 one run in 2,000 would be beyond its bounds by chance.
+    running.wait_for(2_000, DEADLINE).unwrap();
+    let (base, v2) = (of("base") - before.0, of("v2") - before.1);
+    let share = v2 / (base + v2);
+    println!("share at 30 %: {share:.3} of {}", base + v2);
     // The share is lent: it ends when the controller has died, and begins again when another one goes on.
     deploy.signal("KILL");
     deploy.end();
     is_left_alone(&running, "v2");
-    site.begin(&["resume", "production"]).end_within(VERDICT_DEADLINE).exits(0);
+    let resumed = site.begin(&["resume", "production"]);
+    let lent_before = of("v2");
+    wait::until("v2 to get its share again", DEADLINE, || {
+        let lent = of("v2") - lent_before;
+        if lent > 50.0 { Ok(()) } else { Err(format!("{lent} requests")) }
+    })
+    .unwrap();
+    site.greenlight(&["abort", "production"]).exits(0);
+    resumed.end_within(VERDICT_DEADLINE).exits(1);
 
     site.fleet(&environment(balancer, "steps = [\"10% until pass\"]\ncompare = [{ metric = \"errors\" }]"));
     site.release("v3", &[("ERRORS", "30")]);
@@ -156,7 +166,7 @@ fn a21(bed: &Bed, balancer: &str) {
     println!("the last request of the canary was begun {switch_ms} ms after the alert was recorded");
     assert!(switch_ms < SWITCH_MS_MAX, "{switch_ms} ms");
     replays(&site, "errors");
-    site.runs("web", 8000, &[("px1", "v2"), ("px2", "v2")]);
+    site.runs("web", 8000, &[("px1", "base"), ("px2", "base")]);
     // Until a person enables it again.
     let refused = site.greenlight(&["deploy", "production"]).exits(2);
     assert!(refused.stderr.contains("is marked bad"), "{refused}");
@@ -184,8 +194,7 @@ fn a21_the_router_gets_no_more_than_a_part_of_a_bad_canary() {
 fn a_canary_that_burns_processor_time_for_each_request_is_turned_back_by_its_guard() {
     let bed = Bed::builder("burn").hosts(["px1", "px2"], Init::None).host("lb", Init::None).up().unwrap();
     start_router(&bed, &["px1", "px2"]);
-    let canary = "steps = [\"50% until pass\"]\nmax_time = \"10m\"\n\
-                  compare = [{ metric = \"errors\", tolerate = 5.0, pass_if_below = 5.01 }]\n\
+    let canary = "steps = [\"50% until pass\"]\ncompare = [{ metric = \"errors\" }]\n\
                   guard = [{ metric = \"cpu_per_request\", above = 2.0, hold = \"5s\" }]";
     let balancer = format!("router = \"lb:{ROUTER}\"");
     // There is no traffic yet that could be judged.
@@ -194,7 +203,7 @@ fn a_canary_that_burns_processor_time_for_each_request_is_turned_back_by_its_gua
     site.fleet(&environment(&balancer, canary));
     let running = load(&bed).per_second(40).start(&bed);
     running.wait_for(100, DEADLINE).unwrap();
-    site.release("v2", &[("BURN", "20"), ("ERRORS", "10")]);
+    site.release("v2", &[("BURN", "20")]);
     let ended = site.begin(&["deploy", "production"]).end_within(VERDICT_DEADLINE).exits(1);
     let report = running.stop().unwrap();
     println!("{ended}{report:?}");

@@ -80,17 +80,17 @@ impl Court {
     /// Begins with what the file has, when it has anything.
     pub(super) fn begin(&mut self, title: String, settings: Settings) -> Result<(), EvidenceFileError> {
         if let Some(directory) = self.path.parent() {
-            std::fs::create_dir_all(directory).map_err(|error| self.failed(error))?;
+            std::fs::create_dir_all(directory).map_err(|error| self.failed(&error))?;
         }
         let mut options = OpenOptions::new();
         let options = options.create(true).read(true).append(true).mode(0o600);
-        let file = options.open(&self.path).map_err(|error| self.failed(error))?;
-        let whole_bytes = self.read_again(&file).map_err(|problem| self.failed(problem))?;
-        file.set_len(whole_bytes).map_err(|error| self.failed(error))?;
+        let file = options.open(&self.path).map_err(|error| self.failed(&error))?;
+        let whole_bytes = self.read_again(&file).map_err(|problem| self.failed(&problem))?;
+        file.set_len(whole_bytes).map_err(|error| self.failed(&error))?;
         self.file = Some(file);
         if self.replay.is_none() {
             let first = Line::first(&title, &settings);
-            let replay = Replay::new(title, settings).map_err(|error| self.failed(error))?;
+            let replay = Replay::new(title, settings).map_err(|error| self.failed(&error))?;
             self.replay = Some(replay);
             self.write(&first)?;
         }
@@ -323,10 +323,10 @@ impl Court {
             text.push('\n');
             file.write_all(text.as_bytes())
         });
-        written.map_err(|error| self.failed(error))
+        written.map_err(|error| self.failed(&error))
     }
 
-    fn failed(&self, problem: impl ToString) -> EvidenceFileError {
+    fn failed(&self, problem: &impl ToString) -> EvidenceFileError {
         EvidenceFileError { path: self.path.clone(), problem: problem.to_string() }
     }
 }

@@ -1,6 +1,8 @@
 //! A canary: its share before its first request, judged step by step, and the way back.
 
-use greenlight_model::canary::{Answer, Canary, CanaryStep, Judgement, Judging, OnInconclusive, Until};
+use greenlight_model::canary::{
+    Answer, Canary, CanaryStep, Guard, GuardMetric, Judgement, Judging, OnInconclusive, Until,
+};
 use greenlight_model::world::World;
 
 use super::*;
@@ -220,4 +222,21 @@ fn a_canary_that_dies_under_its_traffic_is_turned_back() {
         .position(|line| line.starts_with("turn back"))
         .unwrap_or_else(|| panic!("{}", run.trace.join("\n")));
     assert!(run.trace[back].contains("no longer does"), "{}", run.trace[back]);
+}
+
+#[test]
+fn with_a_guard_on_cpu_per_request_its_hosts_are_watched_before_the_first_is_touched() {
+    let drained_after = |guards: Vec<Guard>| {
+        let mut fleet = fleet_of("web: a b", &[until_pass(5)], OnInconclusive::Hold);
+        let Strategy::Canary(canary) = &mut fleet.strategy else { panic!() };
+        canary.judging.guards = guards;
+        let mut driver = until(fleet.world(), Faults::default(), "drain a/web");
+        let world = driver.simulation.world_mut();
+        (world.now.duration_since(world.rollout.started_at).as_secs(), driver.finish().outcome)
+    };
+    let guard = |metric| Guard { metric, above_hundredths: 200, hold: Duration::from_secs(30) };
+    let (unwatched, _) = drained_after(vec![guard(GuardMetric::Restarts)]);
+    let (watched, outcome) = drained_after(vec![guard(GuardMetric::CpuPerRequest)]);
+    assert!(unwatched < 30 && (30..90).contains(&watched), "{unwatched} s, {watched} s");
+    assert_eq!(outcome, Some(Outcome::Done { left_out: Default::default() }));
 }
