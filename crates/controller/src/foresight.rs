@@ -85,12 +85,17 @@ pub struct FaultForeseen {
 
 /// What the canary of a plan could see at the present traffic; nothing where the plan has none.
 pub async fn foresee(gatherer: &Arc<Gatherer>, environment: &Environment, plan: &Plan) -> Vec<Foreseen> {
-    let has_canary = plan.waves.iter().any(|wave| !wave.steps.is_empty());
+    let on_trial: BTreeSet<&ServiceName> = plan
+        .waves
+        .iter()
+        .filter(|wave| !wave.steps.is_empty())
+        .flat_map(|wave| wave.instances.iter().map(|instance| &instance.service))
+        .collect();
     let judged: BTreeSet<&ServiceName> = environment
         .balancers
         .iter()
         .map(|balancer| &balancer.service)
-        .filter(|service| has_canary && plan.targets.contains_key(*service))
+        .filter(|service| on_trial.contains(service))
         .collect();
     if judged.is_empty() {
         return Vec::new();

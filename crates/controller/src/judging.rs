@@ -91,18 +91,20 @@ impl Judging {
             environment.balancers.iter().map(|balancer| &balancer.service).collect();
         // One that is on no host of the canary has nothing to be judged by.
         let canaries = || plan.waves.iter().filter(|wave| !wave.steps.is_empty());
-        let of_canaries: BTreeSet<&ServiceName> =
-            canaries().flat_map(|wave| &wave.instances).map(|instance| &instance.service).collect();
-        let judged = services.into_iter().filter(|service| of_canaries.contains(service));
-        let court = |service: &ServiceName| {
-            Court::new(service.clone(), directory.join(format!("{}-{service}.jsonl", plan.id)))
-        };
+        let mut hosts: BTreeMap<&ServiceName, BTreeSet<HostName>> = BTreeMap::new();
+        for instance in canaries().flat_map(|wave| &wave.instances) {
+            hosts.entry(&instance.service).or_default().insert(instance.host.clone());
+        }
+        let courts = services.into_iter().filter_map(|service| {
+            let path = directory.join(format!("{}-{service}.jsonl", plan.id));
+            Some((service.clone(), Court::new(service.clone(), hosts.get(service)?.clone(), path)))
+        });
         Some(Self {
             rollout: plan.id.clone(),
             wanted: canary.judging.clone(),
             steps,
             canaries: canaries().flat_map(|wave| wave.instances.iter().map(|one| one.host.clone())).collect(),
-            courts: judged.map(|service| (service.clone(), court(service))).collect(),
+            courts: courts.collect(),
         })
     }
 
@@ -198,9 +200,8 @@ impl Judging {
             return None;
         }
         let is_all_judged = judged.len() == self.courts.len();
-        let unwatched: Vec<String> =
-            judged.iter().flat_map(|one| one.court.unwatched(&self.canaries)).collect();
-        let unlearnt = || judged.iter().flat_map(|one| one.court.unlearnt(&self.canaries));
+        let unwatched: Vec<String> = judged.iter().flat_map(|one| one.court.unwatched()).collect();
+        let unlearnt = || judged.iter().flat_map(|one| one.court.unlearnt());
         let of = |verdict: Verdict| judged.iter().filter(move |one| one.verdict == verdict);
         let (answer, shown) = if of(Verdict::Abort).next().is_some() {
             (Answer::Abort, Verdict::Abort)

@@ -312,6 +312,7 @@ fn canary_of(shares: &[u8], max_time_s: u64, on_inconclusive: OnInconclusive) ->
             on_inconclusive,
             false_aborts_per_mille: 10,
             compare: Vec::new(),
+            guards: Vec::new(),
         },
     })
 }

@@ -20,6 +20,8 @@ use super::{EvidenceFileError, Phase};
 /// The judgement of one service.
 pub(super) struct Court {
     service: ServiceName,
+    /// The canary's hosts that it is on.
+    hosts: BTreeSet<HostName>,
     path: PathBuf,
     /// None until the first counts tell which latencies are kept.
     replay: Option<Replay>,
@@ -41,9 +43,10 @@ struct Reading {
 }
 
 impl Court {
-    pub(super) fn new(service: ServiceName, path: PathBuf) -> Self {
+    pub(super) fn new(service: ServiceName, hosts: BTreeSet<HostName>, path: PathBuf) -> Self {
         Self {
             service,
+            hosts,
             path,
             replay: None,
             file: None,
@@ -226,6 +229,9 @@ impl Court {
         sample: Result<HostSample, String>,
         phase: &Phase,
     ) -> Result<(), EvidenceFileError> {
+        if !self.hosts.contains(host) {
+            return Ok(());
+        }
         let instance = Instance::new(host.clone(), self.service.clone());
         let watched = self.watched.entry(host.clone()).or_default();
         let sample = match sample {
@@ -253,7 +259,7 @@ impl Court {
     }
 
     /// Guards that do not watch a host of the canary now, and why.
-    pub(super) fn unwatched(&self, canaries: &BTreeSet<HostName>) -> Vec<String> {
+    pub(super) fn unwatched(&self) -> Vec<String> {
         if !self.has_guards() {
             return Vec::new();
         }
@@ -270,16 +276,16 @@ impl Court {
                 why.map_or(String::new(), |why| format!(" ({why})"))
             ))
         };
-        canaries.iter().filter_map(unseen).collect()
+        self.hosts.iter().filter_map(unseen).collect()
     }
 
     /// Hosts of the canary for which too little was seen before the rollout to hold CPU per request against it.
-    pub(super) fn unlearnt(&self, canaries: &BTreeSet<HostName>) -> Vec<String> {
+    pub(super) fn unlearnt(&self) -> Vec<String> {
         let Some(watch) = self.replay.as_ref().map(Replay::watch) else { return Vec::new() };
         if !watch.guards().iter().any(|guard| guard.metric == GuardMetric::CpuPerRequest) {
             return Vec::new();
         }
-        let learnt = canaries.iter().map(|host| (host, watch.learnt(host.as_str())));
+        let learnt = self.hosts.iter().map(|host| (host, watch.learnt(host.as_str())));
         learnt
             .filter(|(_, learnt)| *learnt < BASELINE_SAMPLES_MIN)
             .map(|(host, learnt)| {

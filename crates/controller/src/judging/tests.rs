@@ -427,7 +427,7 @@ fn judged(seed: u64, errors_per_mille: u64) -> Option<Answer> {
     let (mut seed, mut bench) = (seed, Bench::new());
     let (mut a, mut b) = ((0, 0), (0, 0));
     let mut told = None;
-    let phase = Judging::phase(&bench.rollout, false);
+    let phase = bench.judging.phase(&bench.rollout, false);
     for second in 0..=300 {
         bench.judging.take(&web(), &[0], reading(second, 1, a, b), &phase).unwrap();
         // What is told each second is told as well every ten: an abort is final.

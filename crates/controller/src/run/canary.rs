@@ -92,6 +92,7 @@ impl Controller {
                 continue;
             }
             let instances = judging.services().map(|service| Instance::new(host.clone(), service.clone()));
+            let instances = instances.filter(|instance| self.performer.plan.baseline.contains_key(instance));
             let specs = instances.filter_map(|instance| self.gatherer.spec(&instance, None)).collect();
             let request = Request::Sample { specs, every: SAMPLE_INTERVAL, during: SAMPLING_TIME };
             let (hosts, arrivals) = (Arc::clone(self.gatherer.hosts()), self.arrivals.0.clone());

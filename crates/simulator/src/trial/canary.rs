@@ -88,6 +88,7 @@ fn canary(numbers: &mut Numbers) -> Canary {
             ]),
             false_aborts_per_mille: 10,
             compare: Vec::new(),
+            guards: Vec::new(),
         },
     }
 }

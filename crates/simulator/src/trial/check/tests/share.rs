@@ -31,6 +31,7 @@ fn canary() -> Scenario {
         on_inconclusive: OnInconclusive::Ask,
         false_aborts_per_mille: 10,
         compare: Vec::new(),
+        guards: Vec::new(),
     };
     let (hosts, batch) = (BatchSize::Count(1), vec![BatchSize::Count(1)]);
     Scenario { strategy: Strategy::Canary(Canary { hosts, batch, steps, judging }), ..scenario() }
