@@ -1,6 +1,7 @@
 //! Scenarios of a canary, under load, with a real HAProxy and with the built-in router in front: A21, and guards.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::print_stdout, reason = "what was measured stands in the output of the test")]
 
 mod support;
 

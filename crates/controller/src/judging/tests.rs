@@ -188,12 +188,12 @@ impl Bench {
             disk_written_bytes: 0,
             services: BTreeMap::from([(web(), service)]),
         };
-        self.sampled(second, Ok(sample))
+        self.sampled(second, &Ok(sample))
     }
 
-    fn sampled(&mut self, second: u64, sample: Result<HostSample, String>) -> Option<Judgement> {
+    fn sampled(&mut self, second: u64, sample: &Result<HostSample, String>) -> Option<Judgement> {
         let phase = self.judging.phase(&self.rollout, false);
-        self.judging.sampled(&"a".parse().unwrap(), at(second), &sample, &phase).unwrap();
+        self.judging.sampled(&"a".parse().unwrap(), at(second), sample, &phase).unwrap();
         self.judging.judgement(&phase)
     }
 
@@ -398,7 +398,7 @@ fn restarts_are_counted_over_a_change_of_controllers_and_ours_are_none() {
 fn nothing_passes_while_a_guard_does_not_see_the_canary() {
     let mut bench = Bench::of(guarded(guard(GuardMetric::Memory, 9_000, 30)));
     bench.take(reading(0, 1, (0, 0), (0, 0)));
-    bench.sampled(0, Err("no way there".to_owned()));
+    bench.sampled(0, &Err("no way there".to_owned()));
     let told = bench.take(reading(60, 1, (6_000, 0), (6_000, 0))).unwrap();
     assert_eq!(told.answer, Answer::Inconclusive { requests_needed: None }, "{told:?}");
     assert!(told.why.ends_with("guards: no sample from a now (no way there)"), "{}", told.why);
