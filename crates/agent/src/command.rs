@@ -213,7 +213,8 @@ impl Outputs {
         Self { stdout: Stdio::piped(), stderr: Stdio::null() }
     }
 
-    fn piped() -> Self {
+    /// Both to the caller.
+    pub(crate) fn piped() -> Self {
         Self { stdout: Stdio::piped(), stderr: Stdio::piped() }
     }
 }
@@ -231,6 +232,21 @@ pub(crate) fn spawn(
     if let Some(directory) = directory {
         command.current_dir(directory);
     }
+    if let Some(account) = account {
+        command.uid(account.uid).gid(account.gid);
+    }
+    command.spawn()
+}
+
+/// As [`spawn`], with a pipe into which its input is written.
+pub(crate) fn spawn_with_input(
+    argv: &[String],
+    environment: &BTreeMap<String, String>,
+    account: Option<&Account>,
+) -> io::Result<Child> {
+    let mut command = plain(argv, environment)?;
+    let Outputs { stdout, stderr } = Outputs::piped();
+    command.process_group(0).stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
     if let Some(account) = account {
         command.uid(account.uid).gid(account.gid);
     }

@@ -71,8 +71,9 @@ pub(crate) fn handle(context: &Context, request: &Request, pieces: &Receiver<Pie
             stage.run(context, pieces).map(|()| Reply::Done)
         }
         Request::Smoke { spec, release } => smoke::smoke(context, spec, release).map(|()| Reply::Done),
-        Request::Migrate { spec, release, migration, rollout } => {
-            migrate::migrate(context, spec, release, migration, rollout).map(|()| Reply::Done)
+        Request::Migrate { spec, release, migration, phase, is_lossy, rollout } => {
+            let wanted = migrate::Wanted { migration, phase: *phase, is_lossy: *is_lossy, rollout };
+            migrate::migrate(context, spec, release, &wanted).map(|()| Reply::Done)
         }
         Request::Activate { desired, guard } => {
             activate::activate(context, desired, *guard).map(|report| Reply::Instance(Box::new(report)))

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use greenlight_model::check::CheckPattern;
 use greenlight_model::id::{EnvironmentName, HostName, ProcessName, RolloutId, ServiceName};
 
-pub(crate) use lights::{Approve, Evidence, EvidenceAction, EvidenceAdd, Gates, Override, Tick};
+pub(crate) use lights::{Approve, Confirm, Evidence, EvidenceAction, EvidenceAdd, Gates, Override, Tick};
 pub(crate) use report::{Issue, IssueAction, IssueAdd, Report, ReportFormat, TaskAction, TaskAdd, Tasks};
 
 /// Releases for fleets of plain servers: staged, verified, reversible.
@@ -87,6 +87,8 @@ pub(crate) enum Command {
     Gates(Gates),
     /// Agree to what a deployment would do. The approval is for exactly the plan that is shown.
     Approve(Approve),
+    /// Agree to what migrations take away from a database.
+    Confirm(Confirm),
     /// Tick an item of an environment's checklist.
     Tick(Tick),
     /// Let a gate be green although it is not, for these releases. It is recorded, with the reason.
@@ -253,6 +255,9 @@ pub(crate) struct Rollback {
     pub(crate) targets: Targets,
     #[command(flatten)]
     pub(crate) consent: Consent,
+    /// The database was put back as it was before its migrations: releases of before may be gone back to. Say from what.
+    #[arg(long, value_name = "WHY")]
+    pub(crate) database_restored: Option<String>,
 }
 
 /// Whether to ask before anything changes.
@@ -294,6 +299,9 @@ pub(crate) struct Resume {
 pub(crate) struct Abort {
     #[command(flatten)]
     pub(crate) operator: Operator,
+    /// The database was put back as it was before its migrations: the code may go back. Say from what.
+    #[arg(long, value_name = "WHY")]
+    pub(crate) database_restored: Option<String>,
 }
 
 #[derive(Debug, Args)]

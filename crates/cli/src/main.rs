@@ -46,6 +46,7 @@ fn run(arguments: Arguments, printer: &Printer) -> Result<Exit, Failure> {
         Command::Evidence(evidence) => commands::evidence::run(global, &evidence, printer),
         Command::Gates(gates) => commands::gates::gates(global, &gates, printer),
         Command::Approve(approve) => commands::gates::approve(global, &approve, printer),
+        Command::Confirm(confirm) => commands::gates::confirm(global, &confirm, printer),
         Command::Tick(tick) => commands::gates::tick(global, &tick, printer),
         Command::Override(named) => commands::gates::override_gate(global, &named, printer),
         Command::Status(status) => commands::status::run(global, &status, printer),

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use greenlight_migration::files_of;
 use greenlight_model::fleet::{
     After, Balancer, BalancerKind, BatchSize, BecomeRoot, Environment, Fleet, Floor, Health, HostIdentity,
     HostSettings, LinkKind, ManagerKind, Migration, OnFailure, Process, Profile, SecretSource, Service,
@@ -19,7 +20,7 @@ use crate::gates;
 use crate::language::{self, Amount, FleetFile};
 use crate::read::{Key, List, Map};
 use crate::requires;
-use crate::text::{HaproxyPlace, Limit, Link, LogPath, StrategyKind};
+use crate::text::{Command, Glob, HaproxyPlace, Limit, Link, LogPath, StrategyKind};
 
 const KEEP_RELEASES: u32 = 5;
 const RETRIES: u32 = 2;
@@ -83,15 +84,36 @@ fn build_service(name: &ServiceName, service: &language::Service) -> Option<Serv
         prepare: list(&service.prepare, |step| step.0.clone()),
         requires: service.requires.value().map(requires::build).unwrap_or_default(),
         migrate: match service.migrate.value() {
-            Some(migrate) => Some(Migration {
-                argv: migrate.0.run.value()?.0.clone(),
-                timeout: limit(&migrate.0.timeout, MIGRATE_TIMEOUT),
-            }),
+            Some(migrate) => Some(build_migration(&migrate.0)?),
             None => None,
         },
         processes,
         secrets: list(&service.secrets, VariableName::clone).into_iter().collect(),
         keep_releases: service.keep_releases.value().map_or(KEEP_RELEASES, |count| count.0),
+    })
+}
+
+fn build_migration(migrate: &language::Migrate) -> Option<Migration> {
+    let argv = migrate.run.value()?.0.clone();
+    let command = |key: &Key<Command>| key.value().map(|command| command.0.clone());
+    let contract = command(&migrate.contract);
+    let stated = |files: &Key<List<Glob>>, argv: Option<&Vec<String>>| {
+        if files.is_absent() {
+            argv.map(|argv| files_of(argv)).unwrap_or_default()
+        } else {
+            list(files, |glob| glob.0.clone())
+        }
+    };
+    Some(Migration {
+        files: stated(&migrate.files, Some(&argv)),
+        contract_files: stated(&migrate.contract_files, contract.as_ref()),
+        contract,
+        dry_run: command(&migrate.dry_run),
+        backup: command(&migrate.backup),
+        lock: migrate.lock.value().cloned(),
+        lock_timeout: limit(&migrate.lock_timeout, Migration::LOCK_TIMEOUT),
+        statement_timeout: limit(&migrate.statement_timeout, Migration::STATEMENT_TIMEOUT),
+        ..Migration::new(argv, limit(&migrate.timeout, MIGRATE_TIMEOUT))
     })
 }
 

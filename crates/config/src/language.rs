@@ -85,6 +85,23 @@ table! {
         run [required]: Command = "\"venv/bin/alembic upgrade head\"",
         /// How long it may take. Default: 10m.
         timeout: Limit = "\"10m\"",
+        /// Program and arguments of what takes away what older code needs; run when every host runs the release.
+        contract: Command = "\"venv/bin/alembic upgrade contract@head\"",
+        /// Program and arguments that show what `run` would do and change nothing; where it fails, `run` is not begun.
+        dry_run: Command = "\"venv/bin/python manage.py migrate --plan\"",
+        /// Program and arguments that keep a copy of the database; run before a part that takes something away.
+        backup: Command = "\"bin/backup\"",
+        /// The release's files that hold what `run` does, as patterns of paths; what is new in them since the release that
+        /// runs is read for what it takes away. Default: where the tool that `run` calls has them.
+        files: List<Glob> = "[\"migrations/*.up.sql\"]",
+        /// The same of `contract`. Default: where the tool that `contract` calls has them.
+        contract_files: List<Glob> = "[\"contract/*.sql\"]",
+        /// The variable with the address of the PostgreSQL database; its advisory lock is held meanwhile, with `psql`.
+        lock: VariableName = "\"DATABASE_URL\"",
+        /// How long a statement waits for a lock of PostgreSQL. Default: 10s.
+        lock_timeout: Limit = "\"10s\"",
+        /// How long one statement may take in PostgreSQL. Default: 5m.
+        statement_timeout: Limit = "\"5m\"",
     }
 }
 

@@ -66,6 +66,7 @@ impl std::fmt::Display for Boundary<'_> {
                 write!(f, "{side} the record that {} of {} ended", action.verb(), action.instance())
             }
             RecordBody::RolloutStarted { .. } => write!(f, "{side} the record that the rollout began"),
+            RecordBody::DatabaseRestored { .. } => write!(f, "{side} the record of a database put back"),
             RecordBody::MigrationDone { .. } => write!(f, "{side} the record of a migration's end"),
             RecordBody::RolloutAdopted { .. } => write!(f, "{side} the record that the rollout was adopted"),
             RecordBody::RolloutEnded { .. } => write!(f, "{side} the record that the rollout ended"),

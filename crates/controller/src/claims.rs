@@ -59,6 +59,7 @@ mod tests {
             digest: None,
             is_partial: false,
             overrides: BTreeMap::new(),
+            losses: Vec::new(),
         };
         (plan.id.clone(), Rollout { outcome, ..Rollout::new(plan, Timestamp::UNIX_EPOCH) })
     }

@@ -188,14 +188,23 @@ impl Performer {
                 let request = Request::Smoke { release: self.mark(*release)?, spec };
                 hosts.call(host, request, timeout, watch).await.map(drop)
             }
-            Action::Migrate { release, .. } => {
+            Action::Migrate { release, .. } | Action::Contract { release, .. } => {
                 let service = self.service(gatherer, instance, Some(*release))?;
                 let Some(migration) = service.migrate.clone() else { return Ok(()) };
-                let timeout = migration.timeout + LEDGER_TIMEOUT;
+                // What shows and what keeps a copy may take as long.
+                let timeout = migration.timeout * 3 + LEDGER_TIMEOUT;
+                let phase = action.migration_phase().unwrap_or_default();
+                let is_lossy = self
+                    .plan
+                    .losses
+                    .iter()
+                    .any(|loss| loss.service == instance.service && loss.phase == phase);
                 let request = Request::Migrate {
                     spec: spec(Some(*release))?,
                     release: self.mark(*release)?,
                     migration,
+                    phase,
+                    is_lossy,
                     rollout,
                 };
                 hosts.call(host, request, timeout, watch).await.map(drop)
@@ -203,9 +212,15 @@ impl Performer {
             Action::Activate { release, generation, .. } => {
                 let desired = self.desired(spec(Some(*release))?, Some(self.mark(*release)?), *generation);
                 let timeout = timeouts.activate + switching(&desired.spec) * 2;
-                // The way back is never undone by a timer.
-                let is_guarded =
-                    self.plan.direction == Direction::Forward && *generation == self.plan.generation;
+                // The way back is never undone by a timer, and no host goes back by itself to code whose tables are gone.
+                let is_lossy = self
+                    .plan
+                    .losses
+                    .iter()
+                    .any(|loss| loss.service == instance.service && loss.phase.is_expand());
+                let is_guarded = self.plan.direction == Direction::Forward
+                    && *generation == self.plan.generation
+                    && !is_lossy;
                 let guard = is_guarded.then(|| timeouts.guard(desired.spec.processes.values()));
                 hosts.call(host, Request::Activate { desired, guard }, timeout, watch).await.map(drop)
             }

@@ -11,6 +11,7 @@ use greenlight_model::id::{
     EnvironmentName, Generation, HostName, Instance, PlanDigest, ReleaseId, RolloutId, ServiceName,
 };
 use greenlight_model::manifest::Release;
+use greenlight_model::migration::Loss;
 use greenlight_model::rollout::{Direction, Plan, Rollout};
 use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{Gate, ReleaseFacts, World};
@@ -32,6 +33,8 @@ pub struct Wanted {
     pub hosts: BTreeSet<HostName>,
     /// The checks that do not stop it though they fail, each with the reason.
     pub overrides: BTreeMap<CheckPattern, String>,
+    /// What its migrations take away from the database; see [`crate::losses`].
+    pub losses: Vec<Loss>,
     /// Who asks: `user@machine`.
     pub by: String,
     /// Whether they ask for the rollout; else they only look, and it will be somebody else's.
@@ -79,6 +82,22 @@ pub enum PrepareError {
         why: String,
         /// Its short id.
         short: String,
+    },
+    /// A migration took away what the release may need.
+    #[error(
+        "{title} cannot be gone back to with the code alone: since it ran, a migration in {rollout} took away from the database \
+         what it may need: {loss}. Go forward with a release that mends it; or put the database back from its backup, and then \
+         `greenlight rollback {environment} --database-restored REASON`"
+    )]
+    Lost {
+        /// The release as people see it.
+        title: String,
+        /// The environment.
+        environment: EnvironmentName,
+        /// The rollout that migrated.
+        rollout: RolloutId,
+        /// What it took away.
+        loss: String,
     },
     /// A canary is compared with all others.
     #[error(
@@ -131,6 +150,16 @@ pub fn prepare(
             let title = facts.get(release).map_or_else(|| release.short(), |facts| facts.title.clone());
             return Err(PrepareError::Bad { title, why: why.clone(), short: release.short() });
         }
+        if let Some((rollout, loss)) = history.lost_since(&environment.name, service, *release)
+            && has_run(history, &environment.name, service, *release)
+        {
+            return Err(PrepareError::Lost {
+                title: facts.get(release).map_or_else(|| release.short(), |facts| facts.title.clone()),
+                environment: environment.name.clone(),
+                rollout: rollout.clone(),
+                loss: loss.to_string(),
+            });
+        }
     }
     let wanted_services: BTreeSet<ServiceName> = wanted.targets.keys().cloned().collect();
     let is_wanted = |host: &HostName| wanted.hosts.is_empty() || wanted.hosts.contains(host);
@@ -166,6 +195,7 @@ pub fn prepare(
         digest: None,
         is_partial: !wanted.hosts.is_empty(),
         overrides: wanted.overrides.clone(),
+        losses: wanted.losses.clone(),
     };
     let mut unapplied = BTreeSet::new();
     let mut services: BTreeMap<ServiceName, Service> = BTreeMap::new();
@@ -190,10 +220,7 @@ pub fn prepare(
         environment: environment.clone(),
         services: fleet.services.iter().map(|(name, service)| (name.clone(), service.clone())).collect(),
         releases: facts,
-        rollout: Rollout {
-            migrated_before: history.migrated_before(&plan),
-            ..Rollout::new(plan.clone(), now)
-        },
+        rollout: history.begun(&plan, now),
         inventory: claims::without_ended(&gathered.inventory, history),
         traffic: gathered.traffic.clone(),
         gates: Vec::new(),
@@ -214,6 +241,7 @@ pub fn prepare(
         releases,
         plan: Some(PlanNow { digest, text: Some(&text) }),
         asked_by: wanted.asks.then_some(&wanted.by),
+        losses: &wanted.losses,
         traffic: &gathered.traffic,
         now,
         begun: None,
@@ -222,6 +250,18 @@ pub fn prepare(
     let plan = Plan { digest: Some(digest), ..plan };
     world.rollout.plan = plan.clone();
     Ok(Prepared { plan, services, world, preview, unapplied })
+}
+
+/// Whether a release went out to the environment before: what is new there does not lack what was taken away.
+fn has_run(
+    history: &History,
+    environment: &EnvironmentName,
+    service: &ServiceName,
+    release: ReleaseId,
+) -> bool {
+    history
+        .of_environment(environment)
+        .any(|rollout| rollout.is_whole() && rollout.plan.targets.get(service) == Some(&release))
 }
 
 /// The lights of a rollout that was begun.
@@ -244,6 +284,7 @@ pub fn rollout_gates(
         releases,
         plan: rollout.plan.digest.map(|digest| PlanNow { digest, text: None }),
         asked_by: Some(&rollout.plan.started_by),
+        losses: &rollout.plan.losses,
         traffic,
         now,
         begun: Some(rollout.started_at),

@@ -24,9 +24,11 @@ mod shipment;
 mod step;
 #[cfg(test)]
 mod testing;
+mod texts;
 
 pub use depot::{Depot, FindError};
 pub use error::DepotError;
 pub use git::{COMMITS_MAX, Commit, GitError, commits_between, head};
 pub use object::{EncodedObject, Encoding, OBJECT_BYTES_MAX, content_hash, decode, decode_with};
 pub use shipment::{Lacking, Parcel, Parcels, Shipment};
+pub use texts::Text;

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fastcdc::v2020::StreamCDC;
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use greenlight_model::id::ContentHash;
 use greenlight_model::manifest::{Entry, MANIFEST_ENTRIES_MAX, Manifest, PATH_BYTES_MAX};
 
@@ -82,6 +82,16 @@ pub(crate) fn scan_into(
 }
 
 /// Globs, and which of them have matched.
+/// A pattern as in a `.gitignore`.
+pub(crate) fn glob(text: &str) -> Result<Glob, globset::Error> {
+    let from_top = text.trim_end_matches('/');
+    let pattern = match from_top.contains('/') {
+        true => from_top.trim_start_matches('/').to_owned(),
+        false => format!("**/{from_top}"),
+    };
+    GlobBuilder::new(&pattern).literal_separator(true).build()
+}
+
 struct Patterns<'a> {
     texts: &'a [String],
     set: GlobSet,
@@ -92,12 +102,7 @@ impl<'a> Patterns<'a> {
     fn new(texts: &'a [String], refusals: &mut Vec<Refusal>) -> Self {
         let mut set = GlobSetBuilder::new();
         for text in texts {
-            let from_top = text.trim_end_matches('/');
-            let pattern = match from_top.contains('/') {
-                true => from_top.trim_start_matches('/').to_owned(),
-                false => format!("**/{from_top}"),
-            };
-            match GlobBuilder::new(&pattern).literal_separator(true).build() {
+            match glob(text) {
                 Ok(glob) => {
                     set.add(glob);
                 }

@@ -12,6 +12,7 @@
 mod after;
 mod analysis;
 mod looks;
+mod migration;
 mod people;
 pub mod read;
 mod suites;
@@ -30,6 +31,7 @@ use greenlight_model::fleet::{Environment, Fleet};
 use greenlight_model::history::History;
 use greenlight_model::id::{PlanDigest, ReleaseId, ServiceName};
 use greenlight_model::manifest::Release;
+use greenlight_model::migration::Loss;
 use greenlight_model::rollout::Direction;
 use greenlight_model::traffic::BalancerReport;
 use greenlight_model::world::{Gate, Light};
@@ -55,6 +57,8 @@ pub struct Asked<'a> {
     pub plan: Option<PlanNow<'a>>,
     /// Who asks for the rollout, when that is known.
     pub asked_by: Option<&'a str>,
+    /// What its migrations take away from the database.
+    pub losses: &'a [Loss],
     /// What the balancers of the environment said.
     pub traffic: &'a [BalancerReport],
     /// The time.
@@ -83,6 +87,7 @@ pub fn gates(asked: &Asked<'_>) -> Vec<Gate> {
     gates.extend(analysis::gates(asked));
     gates.extend(people::gates(asked));
     gates.extend(looks::gates(asked));
+    gates.extend(migration::gates(asked));
     gates.extend(times::gates(asked));
     gates.into_iter().map(|gate| overridden(asked, gate)).collect()
 }

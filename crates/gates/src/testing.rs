@@ -10,6 +10,7 @@ use greenlight_model::gate::Gates;
 use greenlight_model::history::History;
 use greenlight_model::id::{EnvironmentName, Generation, PlanDigest, ReleaseId, ServiceName};
 use greenlight_model::manifest::Release;
+use greenlight_model::migration::Loss;
 use greenlight_model::record::{Record, RecordBody};
 use greenlight_model::rollout::{Direction, Plan};
 use greenlight_model::traffic::BalancerReport;
@@ -29,6 +30,7 @@ pub(crate) struct Site {
     pub(crate) plan: Option<(PlanDigest, String)>,
     pub(crate) asked_by: Option<String>,
     pub(crate) traffic: Vec<BalancerReport>,
+    pub(crate) losses: Vec<Loss>,
     pub(crate) by: String,
 }
 
@@ -82,6 +84,7 @@ impl Site {
             plan: Some((digest(1), "1 activate a/web\n".to_owned())),
             asked_by: None,
             traffic: Vec::new(),
+            losses: Vec::new(),
             by: "bob@desk".to_owned(),
         }
     }
@@ -129,6 +132,7 @@ impl Site {
             digest: None,
             is_partial,
             overrides: BTreeMap::new(),
+            losses: Vec::new(),
         };
         self.record(RecordBody::RolloutStarted { plan, services: BTreeMap::new() });
         if let Some(outcome) = ended {
@@ -148,6 +152,7 @@ impl Site {
             releases: &releases,
             plan: self.plan.as_ref().map(|(digest, text)| PlanNow { digest: *digest, text: Some(text) }),
             asked_by: self.asked_by.as_deref(),
+            losses: &self.losses,
             traffic: &self.traffic,
             now: self.now,
             begun: self.begun,

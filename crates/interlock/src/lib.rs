@@ -11,7 +11,7 @@
 //! | 3 proof | admitting what does not answer as its release |
 //! | 4 gates | a first change while a gate is not green |
 //! | 5 order | touching a later wave while an earlier one is not proven |
-//! | 6 migration | a migration a second time, beside another, or on the way back |
+//! | 6 migration | a migration a second time, beside another, or on the way back; one that contracts while older code may run, and older code after it |
 //! | 7 fallback | changing a kept half or a standby before its time |
 //! | 8 retention | removing what could still be gone back to; activating a bad or unstaged release |
 //! | 9 share | a share of the traffic for what is not a canary under judgement, or none at all by weight |

@@ -8,6 +8,7 @@ use greenlight_model::Timestamp;
 use greenlight_model::action::{Action, Verb};
 use greenlight_model::host::MigrationTrace;
 use greenlight_model::id::{Generation, Instance, ReleaseId, ServiceName};
+use greenlight_model::migration::MigrationPhase;
 use greenlight_model::rollout::Direction;
 use greenlight_model::world::{Light, Traffic, World};
 
@@ -101,7 +102,7 @@ impl<'w> Interlock<'w> {
         {
             *serving = serving.saturating_sub(1);
         }
-        if action.verb() == Verb::Migrate {
+        if action.migration_phase().is_some() {
             self.migrating = Some(instance.clone());
         }
         self.begun.entry(instance.clone()).or_default().push(action.clone());
@@ -230,46 +231,68 @@ fn claim(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
 
 /// Rule 6.
 fn migration(interlock: &Interlock<'_>, action: &Action) -> Option<String> {
-    let Action::Migrate { instance, release } = action else { return None };
     let world = interlock.world;
     let rollout = &world.rollout;
+    let instance = action.instance();
     let service = &instance.service;
+    let (Some(phase), Some(release)) = (action.migration_phase(), action.release()) else {
+        return older_code(world, action);
+    };
+    let noun = phase.noun();
     if rollout.plan.direction == Direction::Back || is_going_back(world, instance) {
-        return Some(format!("a migration of {service} never runs on the way back"));
+        return Some(format!("a {noun} of {service} never runs on the way back"));
     }
-    if rollout.plan.targets.get(service) != Some(release) {
-        return Some(format!("{} is not what this rollout brings to {service}", world.title(*release)));
+    if rollout.plan.targets.get(service) != Some(&release) {
+        return Some(format!("{} is not what this rollout brings to {service}", world.title(release)));
     }
-    if rollout.migrations.contains_key(service) {
-        return Some(format!("the migration of {service} was begun before in this rollout"));
+    if rollout.migrations(phase).contains_key(service) {
+        return Some(format!("the {noun} of {service} was begun before in this rollout"));
     }
     if let Some(other) = &interlock.migrating
         && other != instance
     {
         return Some(format!("another migration is under way on {other}"));
     }
-    let title = world.title(*release);
-    if let Some(former) = rollout.migrated_before.get(service) {
+    let title = world.title(release);
+    if let Some(former) = rollout.former_migrations(phase).get(service) {
         let has_ledger = world.report(&former.on).is_some_and(|report| !report.ledger.history.is_empty());
         if former.is_done {
-            return Some(format!("the migration of {title} ran before, on {}, by the records", former.on));
+            return Some(format!("the {noun} of {title} ran before, on {}, by the records", former.on));
         }
         if !has_ledger {
             return Some(format!(
-                "the migration of {title} was begun before, on {}, which does not know how it ended",
+                "the {noun} of {title} was begun before, on {}, which does not know how it ended",
                 former.on
             ));
         }
     }
-    world.environment.instances_of(service).find_map(|other| {
-        match world.report(&other)?.ledger.migration(*release)? {
-            MigrationTrace::Done => Some(format!("the migration of {title} ran before, on {other}")),
+    let traced = world.environment.instances_of(service).find_map(|other| {
+        match world.report(&other)?.ledger.migration(release, phase)? {
+            MigrationTrace::Done => Some(format!("the {noun} of {title} ran before, on {other}")),
             MigrationTrace::Begun => Some(format!(
-                "the migration of {title} was begun before, on {other}, and how it ended is not known"
+                "the {noun} of {title} was begun before, on {other}, and how it ended is not known"
             )),
             MigrationTrace::Failed => None,
         }
+    });
+    traced.or_else(|| {
+        let mut older = world.environment.instances_of(service).filter(|other| {
+            phase == MigrationPhase::Contract
+                && (is_going_back(world, other)
+                    || world.report(other).and_then(|report| report.proven()) != Some(release))
+        });
+        older.next().map(|other| {
+            format!("{other} does not prove {title}: what it runs may need what the {noun} takes away")
+        })
     })
+}
+
+/// Part of rule 6: a release of before on a database that lacks what it may need.
+fn older_code(world: &World, action: &Action) -> Option<String> {
+    let instance = action.instance();
+    let brings_code = matches!(action, Action::Activate { .. }) && is_going_back(world, instance);
+    let loss = world.rollout.lost_of(&instance.service).filter(|_| brings_code)?;
+    Some(format!("{instance} would run older code, and a migration took away what that may need: {loss}"))
 }
 
 /// Rule 8.

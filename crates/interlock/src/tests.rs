@@ -14,6 +14,7 @@ use greenlight_model::host::{
     Claim, Guard, HostFacts, HostReport, InstanceReport, Ledger, LedgerEntry, LedgerEvent,
 };
 use greenlight_model::id::{Generation, Instance, ReleaseId};
+use greenlight_model::migration::{Loss, MigrationPhase};
 use greenlight_model::rollout::{Course, Direction, FormerMigration, MigrationState, Plan, Rollout, Wave};
 use greenlight_model::traffic::{Admission, BalancerReport, Server, ServerHealth};
 use greenlight_model::world::{Gate, InFlight, Light, Observation, ReleaseFacts, World};
@@ -87,6 +88,7 @@ pub(crate) fn world() -> World {
         digest: None,
         is_partial: false,
         overrides: BTreeMap::new(),
+        losses: Vec::new(),
     };
     let facts =
         |title: &str| ReleaseFacts { title: title.to_owned(), service: "web".parse().unwrap(), bad: None };
@@ -441,6 +443,43 @@ fn rule_6_migration() {
     refused(rule, "a migration of web never runs on the way back", &migrate(), turn_back);
     refused(rule, "a migration of web never runs on the way back", &migrate(), |world| {
         world.rollout.plan.direction = Direction::Back;
+    });
+    let contract = Action::Contract { instance: instance("a"), release: NEW };
+    let older = "a/web does not prove v2: what it runs may need what the contracting migration takes away";
+    refused(rule, older, &contract, |_| {});
+    let all_new = |world: &mut World| {
+        ["a", "b", "c"].into_iter().for_each(|host| switch(world, host));
+    };
+    permitted(&contract, all_new);
+    refused(rule, "the contracting migration of web was begun before in this rollout", &contract, |world| {
+        all_new(world);
+        world.rollout.contractions.insert("web".parse().unwrap(), MigrationState::Begun);
+    });
+    let loss = Loss {
+        service: "web".parse().unwrap(),
+        phase: MigrationPhase::Expand,
+        place: "2.sql:1".to_owned(),
+        statement: "DROP TABLE users".to_owned(),
+        what: "takes away the table users".to_owned(),
+    };
+    let back = Action::Activate { instance: instance("a"), release: OLD, generation: GENERATION.next() };
+    let taken_away = |state: MigrationState| {
+        let loss = loss.clone();
+        move |world: &mut World| {
+            take_out(world, "a");
+            switch(world, "a");
+            turn_back(world);
+            world.rollout.plan.losses.push(loss.clone());
+            world.rollout.migrations.insert("web".parse().unwrap(), state);
+        }
+    };
+    permitted(&back, taken_away(MigrationState::Failed));
+    let sentence = "a/web would run older code, and a migration took away what that may need: 2.sql:1: DROP TABLE users \
+        (takes away the table users)";
+    refused(rule, sentence, &back, taken_away(MigrationState::Done));
+    permitted(&back, |world| {
+        taken_away(MigrationState::Done)(world);
+        world.rollout.restored = Some("from the copy".to_owned());
     });
     let other = Action::Migrate { instance: instance("a"), release: ELSE };
     refused(rule, "v3 is not what this rollout brings to web", &other, |_| {});

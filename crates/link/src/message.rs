@@ -19,6 +19,7 @@ use greenlight_model::host::{
     Claim, ClaimRequest, Desired, HostFacts, HostReport, InstanceReport, InstanceSpec, ReleaseMark,
 };
 use greenlight_model::id::{ContentHash, Generation, ProcessName, ReleaseId, RolloutId, VariableName};
+use greenlight_model::migration::MigrationPhase;
 use greenlight_model::quantity::{duration_ms, optional_duration_ms};
 use greenlight_model::requirements::Requirements;
 use greenlight_model::sample::HostSample;
@@ -138,14 +139,20 @@ pub enum Request {
         /// The release.
         release: ReleaseMark,
     },
-    /// Run the release's migration; its lines come as events. Answered by [`Reply::Done`].
+    /// Run a part of the release's migration; its lines come as events. Answered by [`Reply::Done`].
     Migrate {
         /// The instance as it is to be.
         spec: InstanceSpec,
         /// The release.
         release: ReleaseMark,
-        /// The step.
+        /// What there is of it.
         migration: Migration,
+        /// Which part of it.
+        #[serde(default)]
+        phase: MigrationPhase,
+        /// Whether the part takes something away, so that a copy of the database is kept first.
+        #[serde(default)]
+        is_lossy: bool,
         /// The rollout that wants it.
         rollout: RolloutId,
     },

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::Check;
 use crate::id::{Generation, HostName, Instance, ReleaseId};
+use crate::migration::MigrationPhase;
 use crate::quantity::Percent;
 
 /// One thing to do. Every action can be repeated: doing it again when it is done changes nothing.
@@ -41,6 +42,13 @@ pub enum Action {
     },
     /// Run the release's migration from this instance.
     Migrate {
+        /// From where.
+        instance: Instance,
+        /// Which release's.
+        release: ReleaseId,
+    },
+    /// Run what the release's migration does last, from this instance: when nothing runs older code any more.
+    Contract {
         /// From where.
         instance: Instance,
         /// Which release's.
@@ -106,6 +114,16 @@ pub enum Action {
 }
 
 impl Action {
+    /// Which part of a migration it runs, when it runs one.
+    #[must_use]
+    pub fn migration_phase(&self) -> Option<MigrationPhase> {
+        match self {
+            Self::Migrate { .. } => Some(MigrationPhase::Expand),
+            Self::Contract { .. } => Some(MigrationPhase::Contract),
+            _ => None,
+        }
+    }
+
     /// The instance it is about.
     #[must_use]
     pub fn instance(&self) -> &Instance {
@@ -115,6 +133,7 @@ impl Action {
             | Self::Stage { instance, .. }
             | Self::Smoke { instance, .. }
             | Self::Migrate { instance, .. }
+            | Self::Contract { instance, .. }
             | Self::Drain { instance }
             | Self::Activate { instance, .. }
             | Self::Deactivate { instance, .. }
@@ -140,6 +159,7 @@ impl Action {
             | Self::Stage { release, .. }
             | Self::Smoke { release, .. }
             | Self::Migrate { release, .. }
+            | Self::Contract { release, .. }
             | Self::Activate { release, .. }
             | Self::Confirm { release, .. } => Some(*release),
             Self::Claim { .. }
@@ -161,6 +181,7 @@ impl Action {
             Self::Stage { .. } => Verb::Stage,
             Self::Smoke { .. } => Verb::Smoke,
             Self::Migrate { .. } => Verb::Migrate,
+            Self::Contract { .. } => Verb::Contract,
             Self::Drain { .. } => Verb::Drain,
             Self::Activate { .. } => Verb::Activate,
             Self::Deactivate { .. } => Verb::Deactivate,
@@ -183,6 +204,7 @@ pub enum Verb {
     Stage,
     Smoke,
     Migrate,
+    Contract,
     Drain,
     Activate,
     Deactivate,
@@ -201,6 +223,7 @@ impl fmt::Display for Verb {
             Self::Stage => "stage",
             Self::Smoke => "smoke",
             Self::Migrate => "migrate",
+            Self::Contract => "contract",
             Self::Drain => "drain",
             Self::Activate => "activate",
             Self::Deactivate => "deactivate",

@@ -13,6 +13,7 @@ use crate::fleet::{Environment, Service};
 use crate::host::MigrationTrace;
 use crate::id::{HostName, Instance, ReleaseId, ServiceName};
 use crate::manifest::Release;
+use crate::migration::MigrationPhase;
 use crate::rollout::Plan;
 use crate::traffic::BalancerReport;
 use crate::world::{Observation, Traffic, traffic};
@@ -43,6 +44,9 @@ pub struct Found {
     pub drained: BTreeSet<Instance>,
     /// Services whose migration was begun, and nothing says how it ended.
     pub migrating: BTreeSet<ServiceName>,
+    /// The same of what migrations do last.
+    #[serde(default)]
+    pub contracting: BTreeSet<ServiceName>,
     /// Why it is turning back, when an instance was told to go back already.
     pub turning_back: Option<String>,
 }
@@ -79,8 +83,14 @@ impl Found {
                 found.drained.insert(instance.clone());
             }
             let target = plan.targets.get(&instance.service);
-            if target.and_then(|target| ledger.migration(*target)) == Some(MigrationTrace::Begun) {
-                found.migrating.insert(instance.service.clone());
+            for (phase, begun) in [
+                (MigrationPhase::Expand, &mut found.migrating),
+                (MigrationPhase::Contract, &mut found.contracting),
+            ] {
+                let trace = target.and_then(|target| ledger.migration(*target, phase));
+                if trace == Some(MigrationTrace::Begun) {
+                    begun.insert(instance.service.clone());
+                }
             }
         }
         found

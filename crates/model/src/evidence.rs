@@ -91,6 +91,13 @@ pub enum Fact {
         /// Why.
         why: String,
     },
+    /// Somebody agreed that a migration takes this away.
+    Losses {
+        /// What, as it was shown.
+        losses: Vec<String>,
+        /// Why that may be.
+        why: String,
+    },
     /// A gate's command ran.
     Command {
         /// The gate's.
@@ -145,6 +152,7 @@ impl Fact {
             Self::Approval { .. } => "approval",
             Self::Tick { .. } => "tick",
             Self::Override { .. } => "override",
+            Self::Losses { .. } => "losses",
             Self::Command { .. } => "command",
             Self::Probe { .. } => "probe",
         }
@@ -170,6 +178,7 @@ impl Fact {
             Self::Tick { item, note } if note.is_empty() => item.clone(),
             Self::Tick { item, note } => format!("{item}: {note}"),
             Self::Override { gate, why } => format!("{gate}: {why}"),
+            Self::Losses { losses, why } => format!("{} statements: {why}", losses.len()),
             Self::Command { name, code: Some(code), .. } => format!("{name}: exit code {code}"),
             Self::Command { name, code: None, output } => {
                 format!("{name}: {}", output.last().map_or("it did not end by itself", String::as_str))

@@ -13,6 +13,7 @@ use crate::gate::{Gates, Roles};
 use crate::id::{
     EnvironmentName, HostName, Instance, ProcessName, ProfileName, ServiceName, UserName, VariableName,
 };
+use crate::migration::MigrationPhase;
 use crate::quantity::{Percent, duration_ms};
 use crate::requirements::Requirements;
 
@@ -97,6 +98,81 @@ pub struct Migration {
     /// How long it may take.
     #[serde(with = "duration_ms")]
     pub timeout: Duration,
+    /// Program and arguments of what takes away what older code needs: run when every instance runs the release.
+    #[serde(default)]
+    pub contract: Option<Vec<String>>,
+    /// Program and arguments that show what `argv` would do and change nothing; when it fails, `argv` is not run.
+    #[serde(default)]
+    pub dry_run: Option<Vec<String>>,
+    /// Program and arguments that keep a copy of the database; run before a part that takes something away.
+    #[serde(default)]
+    pub backup: Option<Vec<String>>,
+    /// Patterns of the release's files that hold what `argv` does; from these is read what it takes away.
+    #[serde(default)]
+    pub files: Vec<String>,
+    /// The same of `contract`.
+    #[serde(default)]
+    pub contract_files: Vec<String>,
+    /// The variable with the address of the PostgreSQL database on which an advisory lock is held meanwhile.
+    #[serde(default)]
+    pub lock: Option<VariableName>,
+    /// How long a statement waits for a lock of the database; given to PostgreSQL's clients.
+    #[serde(with = "duration_ms", default = "lock_timeout")]
+    pub lock_timeout: Duration,
+    /// How long one statement may take; given to PostgreSQL's clients.
+    #[serde(with = "duration_ms", default = "statement_timeout")]
+    pub statement_timeout: Duration,
+}
+
+/// A migration that waits longer for a lock makes everybody behind it wait as well.
+fn lock_timeout() -> Duration {
+    Migration::LOCK_TIMEOUT
+}
+
+fn statement_timeout() -> Duration {
+    Migration::STATEMENT_TIMEOUT
+}
+
+impl Migration {
+    /// How long a statement waits for a lock where nothing is stated: all who come after it wait as long.
+    pub const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+    /// How long a statement may take where nothing is stated.
+    pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
+
+    /// A migration of which nothing else is known.
+    #[must_use]
+    pub fn new(argv: Vec<String>, timeout: Duration) -> Self {
+        Self {
+            argv,
+            timeout,
+            contract: None,
+            dry_run: None,
+            backup: None,
+            files: Vec::new(),
+            contract_files: Vec::new(),
+            lock: None,
+            lock_timeout: Self::LOCK_TIMEOUT,
+            statement_timeout: Self::STATEMENT_TIMEOUT,
+        }
+    }
+
+    /// What runs in this part, if there is something.
+    #[must_use]
+    pub fn command(&self, phase: MigrationPhase) -> Option<&[String]> {
+        match phase {
+            MigrationPhase::Expand => Some(&self.argv),
+            MigrationPhase::Contract => self.contract.as_deref(),
+        }
+    }
+
+    /// The patterns of the files that hold what this part does.
+    #[must_use]
+    pub fn files(&self, phase: MigrationPhase) -> &[String] {
+        match phase {
+            MigrationPhase::Expand => &self.files,
+            MigrationPhase::Contract => &self.contract_files,
+        }
+    }
 }
 
 /// One process of a service.

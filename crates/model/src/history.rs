@@ -15,6 +15,7 @@ use crate::fleet::Service;
 use crate::id::{EnvironmentName, ReleaseId, RolloutId, ServiceName};
 use crate::journal::{Journal, Signature};
 use crate::manifest::Release;
+use crate::migration::{Loss, MigrationPhase};
 use crate::record::{IllegalRecord, Record, RecordBody};
 use crate::rollout::{
     Course, Direction, Failure, FormerMigration, Held, MigrationState, Note, OperatorRequest, Plan, Rollout,
@@ -36,8 +37,8 @@ pub struct History {
     pub bad: BTreeMap<ReleaseId, String>,
     /// How each service was defined when its release last went to an environment.
     pub definitions: BTreeMap<(EnvironmentName, ReleaseId), Service>,
-    /// The migration of each release in each environment, where it ran or may have run.
-    pub migrations: BTreeMap<(EnvironmentName, ReleaseId), FormerMigration>,
+    /// The parts of each release's migration in each environment, where they ran or may have run.
+    pub migrations: BTreeMap<(EnvironmentName, ReleaseId, MigrationPhase), FormerMigration>,
     /// Releases of adopted rollouts: the depot of this project need not have them.
     pub releases: BTreeMap<ReleaseId, Release>,
     /// All evidence, in the order in which it came.
@@ -74,16 +75,12 @@ impl History {
             RecordBody::ActionStarted { rollout, action, .. } => {
                 let open = self.open_mut(rollout)?;
                 begin(open, action, record.at);
-                let environment = open.plan.environment.clone();
-                let before = open.migrated_before.get(&action.instance().service).cloned();
-                self.migrates(environment, action, None, before);
+                self.migrates(rollout, action, None);
             }
             RecordBody::ActionFinished { rollout, action, result, detail, .. } => {
                 let open = self.open_mut(rollout)?;
                 finish(open, action, result, &detail.checks, record.at);
-                let environment = open.plan.environment.clone();
-                let before = open.migrated_before.get(&action.instance().service).cloned();
-                self.migrates(environment, action, Some(result), before);
+                self.migrates(rollout, action, Some(result));
             }
             RecordBody::Noted { rollout, note } => {
                 turn(self.open_mut(rollout)?, note, record);
@@ -94,15 +91,20 @@ impl History {
             RecordBody::OperatorAsked { rollout, request, why } => {
                 ask(self.open_mut(rollout)?, *request, why, record);
             }
-            RecordBody::MigrationDone { rollout, service, .. } => {
+            RecordBody::MigrationDone { rollout, service, phase, .. } => {
                 let open = self.open_mut(rollout)?;
-                open.migrations.insert(service.clone(), MigrationState::Done);
+                open.migrations_mut(*phase).insert(service.clone(), MigrationState::Done);
                 let plan = &open.plan;
                 let on = plan.baseline.keys().find(|instance| instance.service == *service).cloned();
                 if let Some((release, on)) = plan.targets.get(service).copied().zip(on) {
-                    let environment = plan.environment.clone();
-                    self.migrations.insert((environment, release), FormerMigration { on, is_done: true });
+                    let key = (plan.environment.clone(), release, *phase);
+                    self.migrations.insert(key, FormerMigration { on, is_done: true });
                 }
+            }
+            RecordBody::DatabaseRestored { environment, why } => {
+                let of_environment =
+                    self.rollouts.values_mut().filter(|rollout| rollout.plan.environment == *environment);
+                of_environment.for_each(|rollout| rollout.restored = Some(why.clone()));
             }
             RecordBody::Journal { entry } => {
                 let signature = Signature { by: record.by.clone(), at: record.at };
@@ -125,14 +127,50 @@ impl History {
         Ok(())
     }
 
-    /// What earlier rollouts have done of the migrations of a plan.
+    /// What earlier rollouts have done of a part of the migrations of a plan.
     #[must_use]
-    pub fn migrated_before(&self, plan: &Plan) -> BTreeMap<ServiceName, FormerMigration> {
+    pub fn migrated_before(
+        &self,
+        plan: &Plan,
+        phase: MigrationPhase,
+    ) -> BTreeMap<ServiceName, FormerMigration> {
         let of_target = |(service, target): (&ServiceName, &ReleaseId)| {
-            let former = self.migrations.get(&(plan.environment.clone(), *target))?;
+            let former = self.migrations.get(&(plan.environment.clone(), *target, phase))?;
             Some((service.clone(), former.clone()))
         };
         plan.targets.iter().filter_map(of_target).collect()
+    }
+
+    /// A rollout of a plan as it begins, with what the records know of its migrations.
+    #[must_use]
+    pub fn begun(&self, plan: &Plan, at: Timestamp) -> Rollout {
+        Rollout {
+            migrated_before: self.migrated_before(plan, MigrationPhase::Expand),
+            contracted_before: self.migrated_before(plan, MigrationPhase::Contract),
+            ..Rollout::new(plan.clone(), at)
+        }
+    }
+
+    /// Why a release cannot be gone back to with the code alone: since it last ran on the whole environment, a migration took
+    /// away from the database what it may need. Says in which rollout, too.
+    #[must_use]
+    pub fn lost_since(
+        &self,
+        environment: &EnvironmentName,
+        service: &ServiceName,
+        release: ReleaseId,
+    ) -> Option<(&RolloutId, &Loss)> {
+        for rollout in self.of_environment(environment) {
+            if rollout.is_whole() && rollout.plan.targets.get(service) == Some(&release) {
+                return None;
+            }
+            if let Some(loss) = rollout.lost_of(service)
+                && rollout.plan.targets.get(service) != Some(&release)
+            {
+                return Some((&rollout.plan.id, loss));
+            }
+        }
+        None
     }
 
     /// The rollout of an environment that has not ended, if there is one.
@@ -196,6 +234,8 @@ impl History {
             .iter()
             .map(|(target, _)| *target)
             .find(|target| Some(*target) != present && !self.bad.contains_key(target))
+            // Anything further back lacks it as well.
+            .filter(|target| self.lost_since(environment, service, *target).is_none())
     }
 
     fn start(&mut self, plan: &Plan, at: Timestamp) -> Result<(), IllegalRecord> {
@@ -209,30 +249,27 @@ impl History {
             });
         }
         self.order.push(plan.id.clone());
-        let migrated_before = self.migrated_before(plan);
-        let rollout = Rollout { migrated_before, ..Rollout::new(plan.clone(), at) };
+        let rollout = self.begun(plan, at);
         self.rollouts.insert(plan.id.clone(), rollout);
         Ok(())
     }
 
-    /// An action was begun, or has ended so: what is known of a migration now. `before` is what its rollout found known.
-    fn migrates(
-        &mut self,
-        environment: EnvironmentName,
-        action: &Action,
-        result: Option<&ActionResult>,
-        before: Option<FormerMigration>,
-    ) {
-        let Action::Migrate { instance, release } = action else { return };
-        let key = (environment, *release);
+    /// An action was begun, or has ended so: what is known of a migration now.
+    fn migrates(&mut self, rollout: &RolloutId, action: &Action, result: Option<&ActionResult>) {
+        let (Some(phase), Some(release)) = (action.migration_phase(), action.release()) else { return };
+        let Some(rollout) = self.rollouts.get(rollout) else { return };
+        let instance = action.instance();
+        let key = (rollout.plan.environment.clone(), release, phase);
         let begun = |is_done: bool| Some(FormerMigration { on: instance.clone(), is_done });
         let known = match result {
             // What ran once has run.
             _ if self.migrations.get(&key).is_some_and(|former| former.is_done) => return,
             Some(ActionResult::Succeeded) => begun(true),
             Some(ActionResult::Failed { blame: Blame::Release, .. }) => None,
-            // The host refused to begin it.
-            Some(ActionResult::Failed { blame: Blame::Host, .. }) => before,
+            // The host refused to begin it: what the rollout found known stays.
+            Some(ActionResult::Failed { blame: Blame::Host, .. }) => {
+                rollout.former_migrations(phase).get(&instance.service).cloned()
+            }
             // No answer is no end.
             None | Some(ActionResult::Failed { blame: Blame::Passing, .. }) => begun(false),
         };
@@ -256,6 +293,7 @@ impl History {
         rollout.drained_at = found.drained.iter().map(|instance| (instance.clone(), at)).collect();
         let begun = |service: &ServiceName| (service.clone(), MigrationState::Begun);
         rollout.migrations = found.migrating.iter().map(begun).collect();
+        rollout.contractions = found.contracting.iter().map(begun).collect();
         if let Some(why) = &found.turning_back {
             turn_back(rollout, why.clone(), at);
         }
@@ -281,6 +319,9 @@ fn begin(rollout: &mut Rollout, action: &Action, at: Timestamp) {
         Action::Migrate { instance, .. } => {
             rollout.migrations.insert(instance.service.clone(), MigrationState::Begun);
         }
+        Action::Contract { instance, .. } => {
+            rollout.contractions.insert(instance.service.clone(), MigrationState::Begun);
+        }
         Action::Activate { instance, .. } | Action::Deactivate { instance, .. } => {
             rollout.touched.insert(instance.clone());
         }
@@ -294,8 +335,9 @@ fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, checks:
         rollout.under_way.remove(action.instance());
     }
     if let ActionResult::Failed { why, blame } = result {
-        if let Action::Migrate { instance, .. } = action {
-            rollout.migrations.insert(instance.service.clone(), MigrationState::Failed);
+        if let Some(phase) = action.migration_phase() {
+            let service = action.instance().service.clone();
+            rollout.migrations_mut(phase).insert(service, MigrationState::Failed);
         }
         if is_of_former_course(rollout, action) {
             return;
@@ -319,6 +361,9 @@ fn finish(rollout: &mut Rollout, action: &Action, result: &ActionResult, checks:
         }
         Action::Migrate { instance, .. } => {
             rollout.migrations.insert(instance.service.clone(), MigrationState::Done);
+        }
+        Action::Contract { instance, .. } => {
+            rollout.contractions.insert(instance.service.clone(), MigrationState::Done);
         }
         Action::Admit { instance } => {
             rollout.drained_at.remove(instance);
@@ -382,8 +427,16 @@ fn ask(rollout: &mut Rollout, request: OperatorRequest, why: &str, record: &Reco
         }
         OperatorRequest::Resume => {
             rollout.held = None;
-            // The person who resumes has looked at what failed and wants it tried again.
+            // The person who resumes has looked at what failed and wants it tried again. A migration that ended with an
+            // error before the first switch turned the rollout back; only what it does last is left to be tried again.
             rollout.failures.clear();
+            rollout.contractions.retain(|_, state| *state != MigrationState::Failed);
+        }
+        OperatorRequest::Abort if rollout.lost().is_some() => {
+            // It was asked before this was known, by somebody who was not told.
+            let lost = rollout.lost().map(ToString::to_string).unwrap_or_default();
+            let why = format!("{} wanted it aborted, but the code alone cannot go back: {lost}", record.by);
+            rollout.held = Some(Held { by: "greenlight".to_owned(), why });
         }
         OperatorRequest::Abort => {
             let why = if why.is_empty() { String::new() } else { format!(": {why}") };
@@ -424,6 +477,7 @@ mod tests {
             digest: None,
             is_partial: false,
             overrides: BTreeMap::new(),
+            losses: Vec::new(),
         }
     }
 
@@ -533,7 +587,7 @@ mod tests {
             let rollout = plan.id.clone();
             let instance = Instance::new("a".parse().unwrap(), "web".parse().unwrap());
             let action = Action::Migrate { instance, release: release(2) };
-            let before = log.history.migrated_before(&plan);
+            let before = log.history.migrated_before(&plan, MigrationPhase::Expand);
             let start = RecordBody::RolloutStarted { plan, services: BTreeMap::new() };
             log.write(start).unwrap();
             assert_eq!(log.history.rollouts[&rollout].migrated_before, before);
@@ -546,7 +600,8 @@ mod tests {
             }
             if is_settled {
                 let (rollout, service) = (rollout.clone(), "web".parse().unwrap());
-                log.write(RecordBody::MigrationDone { rollout, service, why: why.clone() }).unwrap();
+                let phase = MigrationPhase::Expand;
+                log.write(RecordBody::MigrationDone { rollout, service, phase, why: why.clone() }).unwrap();
             }
             let (outcome, running) = (Outcome::TurnedBack { why }, BTreeMap::new());
             log.write(RecordBody::RolloutEnded { rollout, outcome, running }).unwrap();

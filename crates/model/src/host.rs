@@ -11,6 +11,7 @@ use crate::id::{
     ContentHash, EnvironmentName, Generation, HostName, ProcessName, ReleaseId, RolloutId, ServiceName,
 };
 use crate::id::{ProfileName, VariableName};
+use crate::migration::MigrationPhase;
 use crate::quantity::duration_ms;
 
 /// Everything a host must know of one service: how it is laid out and run there.
@@ -127,29 +128,36 @@ impl Ledger {
         of_generation.filter(|entry| entry.event == LedgerEvent::TurnedBack).count()
     }
 
-    /// What is known of the migration of a release here; none when it was never begun.
+    /// What is known of a part of the migration of a release here; none when it was never begun.
     #[must_use]
-    pub fn migration(&self, release: ReleaseId) -> Option<MigrationTrace> {
-        self.migrations(release).next().map(|(trace, _)| trace)
+    pub fn migration(&self, release: ReleaseId, phase: MigrationPhase) -> Option<MigrationTrace> {
+        self.migrations(release, phase).next().map(|(trace, _)| trace)
     }
 
-    /// How the migration of a release failed here when it ran last, if that was for this rollout.
+    /// How the migration of a release failed here before the first switch when it ran last, if that was for this rollout.
     #[must_use]
     pub fn failed_migration(&self, release: ReleaseId, rollout: &RolloutId) -> Option<&LedgerEntry> {
-        let mut latest_first = self.migrations(release);
+        let mut latest_first = self.migrations(release, MigrationPhase::Expand);
         let (_, failed) = latest_first.next().filter(|(trace, _)| *trace == MigrationTrace::Failed)?;
         let (_, begun) = latest_first.next()?;
         (begun.rollout.as_ref() == Some(rollout)).then_some(failed)
     }
 
-    /// What is known of the migration of a release, latest first.
-    fn migrations(&self, release: ReleaseId) -> impl Iterator<Item = (MigrationTrace, &LedgerEntry)> {
+    /// What is known of a part of the migration of a release, latest first.
+    fn migrations(
+        &self,
+        release: ReleaseId,
+        phase: MigrationPhase,
+    ) -> impl Iterator<Item = (MigrationTrace, &LedgerEntry)> {
         let of_release = self.history.iter().rev().filter(move |entry| entry.release == Some(release));
-        of_release.filter_map(|entry| {
-            let trace = match entry.event {
-                LedgerEvent::Migrated => MigrationTrace::Done,
-                LedgerEvent::MigrationFailed => MigrationTrace::Failed,
-                LedgerEvent::MigrationBegun => MigrationTrace::Begun,
+        of_release.filter_map(move |entry| {
+            let trace = match (phase, entry.event) {
+                (MigrationPhase::Expand, LedgerEvent::Migrated)
+                | (MigrationPhase::Contract, LedgerEvent::Contracted) => MigrationTrace::Done,
+                (MigrationPhase::Expand, LedgerEvent::MigrationFailed)
+                | (MigrationPhase::Contract, LedgerEvent::ContractionFailed) => MigrationTrace::Failed,
+                (MigrationPhase::Expand, LedgerEvent::MigrationBegun)
+                | (MigrationPhase::Contract, LedgerEvent::ContractionBegun) => MigrationTrace::Begun,
                 _ => return None,
             };
             Some((trace, entry))
@@ -235,6 +243,12 @@ pub enum LedgerEvent {
     Migrated,
     /// The migration ended with an error.
     MigrationFailed,
+    /// What the migration does last is about to run.
+    ContractionBegun,
+    /// What the migration does last ran.
+    Contracted,
+    /// What the migration does last ended with an error.
+    ContractionFailed,
     /// Releases were removed.
     Pruned,
 }

@@ -20,6 +20,7 @@ pub mod host;
 pub mod id;
 pub mod journal;
 pub mod manifest;
+pub mod migration;
 pub mod quantity;
 pub mod record;
 pub mod requirements;

@@ -14,12 +14,13 @@ use crate::evidence::Evidence;
 use crate::fleet::Service;
 use crate::id::{EnvironmentName, ReleaseId, RolloutId, ServiceName};
 use crate::journal::{Entry, IllegalEntry};
+use crate::migration::MigrationPhase;
 use crate::rollout::{Note, OperatorRequest, Plan};
 
 /// The version of the records that this build writes. It reads every version before. Version 2 brought
 /// [`RecordBody::RolloutAdopted`] and [`RecordBody::MigrationDone`], version 3 [`RecordBody::EvidenceAdded`]
-/// and [`RecordBody::Journal`].
-pub const RECORD_VERSION: u32 = 3;
+/// and [`RecordBody::Journal`], version 4 [`RecordBody::DatabaseRestored`] and [`Action::Contract`].
+pub const RECORD_VERSION: u32 = 4;
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +102,18 @@ pub enum RecordBody {
         rollout: RolloutId,
         /// Of which service.
         service: ServiceName,
+        /// Which part of it.
+        #[serde(default, skip_serializing_if = "MigrationPhase::is_expand")]
+        phase: MigrationPhase,
         /// How that is known, in the person's words.
+        why: String,
+    },
+    /// A person has put the database of an environment back as it was before its migrations: earlier releases may be gone
+    /// back to again. A release that was migrated is not migrated a second time: what goes forward then is built anew.
+    DatabaseRestored {
+        /// Where.
+        environment: EnvironmentName,
+        /// From what, in the person's words.
         why: String,
     },
     /// What people saw or have to do.

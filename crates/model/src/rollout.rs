@@ -13,6 +13,7 @@ use crate::decision::Outcome;
 use crate::id::{
     EnvironmentName, Generation, HostName, Instance, PlanDigest, ReleaseId, RolloutId, ServiceName,
 };
+use crate::migration::{Loss, MigrationPhase};
 use crate::quantity::duration_ms;
 use crate::world::InFlight;
 
@@ -44,6 +45,9 @@ pub struct Plan {
     /// The checks that do not stop it though they fail, each with who asked's reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overrides: BTreeMap<CheckPattern, String>,
+    /// What its migrations take away from the database, as read from the releases when the plan was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<Loss>,
 }
 
 impl Plan {
@@ -179,6 +183,15 @@ pub struct Rollout {
     /// What the records know of the same migrations from earlier rollouts: where they ran, or were begun without a known
     /// end. Hosts know it too, as far as they can be asked and still have their ledgers.
     pub migrated_before: BTreeMap<ServiceName, FormerMigration>,
+    /// The same of what migrations do last, when nothing runs older code any more.
+    #[serde(default)]
+    pub contractions: BTreeMap<ServiceName, MigrationState>,
+    /// And what the records know of these from earlier rollouts.
+    #[serde(default)]
+    pub contracted_before: BTreeMap<ServiceName, FormerMigration>,
+    /// Why the database is as it was before its migrations, when a person said so.
+    #[serde(default)]
+    pub restored: Option<String>,
     /// Instances left out, with the reason.
     pub left_out: BTreeMap<Instance, String>,
     /// Failures of the present course, in order.
@@ -268,6 +281,9 @@ impl Rollout {
             smoked: BTreeSet::new(),
             migrations: BTreeMap::new(),
             migrated_before: BTreeMap::new(),
+            contractions: BTreeMap::new(),
+            contracted_before: BTreeMap::new(),
+            restored: None,
             left_out: BTreeMap::new(),
             failures: Vec::new(),
             drained_at: BTreeMap::new(),
@@ -280,6 +296,58 @@ impl Rollout {
             outcome: None,
             ended_at: None,
         }
+    }
+
+    /// How far a part of each service's migration is.
+    #[must_use]
+    pub fn migrations(&self, phase: MigrationPhase) -> &BTreeMap<ServiceName, MigrationState> {
+        match phase {
+            MigrationPhase::Expand => &self.migrations,
+            MigrationPhase::Contract => &self.contractions,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn migrations_mut(
+        &mut self,
+        phase: MigrationPhase,
+    ) -> &mut BTreeMap<ServiceName, MigrationState> {
+        match phase {
+            MigrationPhase::Expand => &mut self.migrations,
+            MigrationPhase::Contract => &mut self.contractions,
+        }
+    }
+
+    /// What the records know of a part of each service's migration from earlier rollouts.
+    #[must_use]
+    pub fn former_migrations(&self, phase: MigrationPhase) -> &BTreeMap<ServiceName, FormerMigration> {
+        match phase {
+            MigrationPhase::Expand => &self.migrated_before,
+            MigrationPhase::Contract => &self.contracted_before,
+        }
+    }
+
+    /// What this rollout took away from the database and earlier code may need: from then on going back with the code alone
+    /// is no way back. A migration that ended with an error took nothing away, as far as is known; one whose end is not known
+    /// may have.
+    #[must_use]
+    pub fn lost(&self) -> Option<&Loss> {
+        self.plan.losses.iter().find(|loss| self.has_lost(loss))
+    }
+
+    /// The same of one service.
+    #[must_use]
+    pub fn lost_of(&self, service: &ServiceName) -> Option<&Loss> {
+        self.plan.losses.iter().find(|loss| loss.service == *service && self.has_lost(loss))
+    }
+
+    fn has_lost(&self, loss: &Loss) -> bool {
+        let ran_here = matches!(
+            self.migrations(loss.phase).get(&loss.service),
+            Some(MigrationState::Begun | MigrationState::Done)
+        );
+        self.restored.is_none()
+            && (ran_here || self.former_migrations(loss.phase).contains_key(&loss.service))
     }
 
     /// What the instance is to run now and under which generation: its target, or its baseline when it was left out or

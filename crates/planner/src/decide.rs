@@ -1,4 +1,5 @@
-//! The course of a rollout: gates, checks, claims, bytes, migrations, then wave by wave, then tidying up.
+//! The course of a rollout: gates, checks, claims, bytes, migrations, then wave by wave, then what migrations take away, then
+//! tidying up.
 //!
 //! Each phase looks at the world and either says what is missing, or lets the next phase speak. Nothing is remembered from
 //! one decision to the next.
@@ -15,7 +16,7 @@ use crate::instance::confirmation;
 use crate::moves::Moves;
 use crate::room::Rooms;
 use crate::view::View;
-use crate::{back, finish, prepare, wave};
+use crate::{back, finish, migrate, prepare, wave};
 
 /// What a phase answers.
 pub(crate) enum Phase {
@@ -38,14 +39,33 @@ pub fn decide(world: &World) -> Decision {
     if world.rollout.is_turning_back() {
         return back::decide(&view);
     }
-    if let Some(note) = canary::aborted(world) {
-        return Decision::Note(note);
+    let is_held_for_good = world.rollout.held.is_some() && world.rollout.lost().is_some();
+    if let Some(note) = canary::aborted(world).filter(|_| !is_held_for_good) {
+        return Decision::Note(or_hold(world, note));
     }
     if let Some(held) = &world.rollout.held {
         let held = Wait::Held { by: held.by.clone(), why: held.why.clone() };
         return hold(&view, held);
     }
-    forward(&view)
+    match forward(&view) {
+        Decision::Note(note) => Decision::Note(or_hold(world, note)),
+        decision => decision,
+    }
+}
+
+/// Older code is not put on a database from which something was taken away that it may need: where a turn would do that, a
+/// person is asked instead.
+fn or_hold(world: &World, note: Note) -> Note {
+    let Some(loss) = world.rollout.lost() else { return note };
+    let (Note::TurnBack { why, .. } | Note::LeaveOut { why, .. }) = &note else { return note };
+    let environment = &world.environment.name;
+    Note::Hold {
+        why: format!(
+            "{why}. It cannot go back with the code alone, because its migration took away what older code may need: {loss}. \
+             Mend it and go on with `greenlight resume {environment}`; or put the database back from its backup, and then \
+             `greenlight abort {environment} --database-restored REASON`"
+        ),
+    }
 }
 
 fn forward(view: &View<'_>) -> Decision {
@@ -54,10 +74,11 @@ fn forward(view: &View<'_>) -> Decision {
         gates,
         prepare::preflight,
         prepare::claims,
-        prepare::former_migrations,
+        migrate::former,
         prepare::stage,
-        prepare::migrate,
+        migrate::expand,
         wave::waves,
+        migrate::contract,
     ];
     for phase in phases {
         if let Phase::Decided(decision) = phase(view) {

@@ -14,6 +14,7 @@ mod decide;
 mod failure;
 mod finish;
 mod instance;
+mod migrate;
 mod moves;
 mod prepare;
 mod room;

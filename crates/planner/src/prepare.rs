@@ -1,18 +1,17 @@
-//! Everything before the first change: checks, claims, bytes, smoke starts, migrations.
+//! Everything before the first change: checks, claims, bytes, smoke starts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use greenlight_model::action::{Action, Verb};
 use greenlight_model::check;
-use greenlight_model::decision::{Decision, Step, Wait};
-use greenlight_model::host::MigrationTrace;
-use greenlight_model::id::{HostName, ReleaseId, ServiceName};
-use greenlight_model::rollout::{Direction, MigrationState, Note};
+use greenlight_model::decision::{Step, Wait};
+use greenlight_model::id::{ReleaseId, ServiceName};
+use greenlight_model::rollout::Direction;
 use greenlight_model::traffic::{Admission, BalancerReport};
 use greenlight_model::world::World;
 
 use crate::decide::{Phase, conclude};
-use crate::failure::{GivenUp, Verdict, guilty, judge, list};
+use crate::failure::{GivenUp, Verdict, judge, list};
 use crate::finish;
 use crate::instance::{Stand, agent_step, out_of_reach};
 use crate::moves::Moves;
@@ -295,154 +294,8 @@ fn wants_smoke(view: &View<'_>, service: &ServiceName) -> bool {
             .is_some_and(|service| service.processes.values().any(|process| process.smoke.is_some()))
 }
 
-/// A migration that an earlier rollout may have begun is asked about before anything is written to a ledger that was lost:
-/// from then on it would look like one that knows.
-pub(crate) fn former_migrations(view: &View<'_>) -> Phase {
-    let plan = &view.rollout().plan;
-    let unknown = plan.targets.iter().find(|(service, release)| {
-        needs_migration(view, service, **release)
-            && !view.rollout().migrations.contains_key(*service)
-            && may_have_migrated(view, service)
-            && !has_migrated(view, service, **release, MigrationTrace::Done)
-    });
-    match unknown {
-        Some((service, release)) => Phase::Decided(unknown_end(view, service, &view.title(*release))),
-        None => Phase::Over,
-    }
-}
-
-/// Migrations run one after another, each once, before the first instance changes.
-pub(crate) fn migrate(view: &View<'_>) -> Phase {
-    for (service, release) in &view.rollout().plan.targets {
-        if needs_migration(view, service, *release)
-            && let Some(decision) = migration(view, service, *release)
-        {
-            return Phase::Decided(decision);
-        }
-    }
-    Phase::Over
-}
-
-fn migration(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> Option<Decision> {
-    let in_flight = view.facts.iter().find(|facts| {
-        facts.instance.service == *service
-            && facts.in_flight.is_some_and(|in_flight| in_flight.action.verb() == Verb::Migrate)
-    });
-    if let Some(wait) = in_flight.and_then(Facts::in_flight_wait) {
-        return Some(Decision::Proceed { steps: Vec::new(), waits: vec![wait] });
-    }
-    let title = view.title(release);
-    match view.rollout().migrations.get(service) {
-        Some(MigrationState::Done) => None,
-        Some(MigrationState::Failed) => {
-            let failures = &view.rollout().failures;
-            let failure = failures.iter().rev().find(|failure| {
-                failure.action.verb() == Verb::Migrate && failure.action.instance().service == *service
-            });
-            let why = match failure {
-                Some(failure) => format!(
-                    "the migration of {title} failed on {}: {}",
-                    failure.action.instance(),
-                    failure.why
-                ),
-                None => format!("the migration of {title} failed"),
-            };
-            Some(Decision::Note(Note::TurnBack { why, bad: guilty(view) }))
-        }
-        _ if has_migrated(view, service, release, MigrationTrace::Done) => None,
-        Some(MigrationState::Begun) => Some(unknown_end(view, service, &title)),
-        None if has_migrated(view, service, release, MigrationTrace::Begun)
-            || may_have_migrated(view, service) =>
-        {
-            Some(unknown_end(view, service, &title))
-        }
-        None => Some(run_migration(view, service, release, &title)),
-    }
-}
-
-fn unknown_end(view: &View<'_>, service: &ServiceName, title: &str) -> Decision {
-    let environment = &view.world.environment.name;
-    Decision::Note(Note::Hold {
-        why: format!(
-            "the migration of {title} was begun and how it ended is not known; it is never run twice. Look at the database; if it is done, go on with `greenlight resume {environment} --migration-done {service}`, else mend it and go back with `greenlight abort {environment}`"
-        ),
-    })
-}
-
-/// From the first host, in the order of the fleet file, that can be reached.
-fn run_migration(view: &View<'_>, service: &ServiceName, release: ReleaseId, title: &str) -> Decision {
-    let by_host: BTreeMap<&HostName, &Facts<'_>> = view
-        .facts
-        .iter()
-        .filter(|facts| facts.instance.service == *service && !facts.is_left_out)
-        .map(|facts| (&facts.instance.host, facts))
-        .collect();
-    let hosts = view.world.environment.hosts.get(service).into_iter().flatten();
-    let mut moves = Moves::default();
-    for facts in hosts.filter_map(|host| by_host.get(host)) {
-        let stand = match facts.in_flight_wait() {
-            Some(wait) => Stand::Wait(wait),
-            None => {
-                let action = Action::Migrate { instance: facts.instance.clone(), release };
-                let why = format!("the migration of {title} runs once, before the first switch");
-                agent_step(view, facts, action, why)
-            }
-        };
-        let is_reachable = facts.unreachable.is_none();
-        match stand {
-            Stand::Failed(why) if is_reachable => {
-                return Decision::Note(Note::TurnBack { why, bad: guilty(view) });
-            }
-            Stand::Failed(_) => {}
-            stand => take(&mut moves, stand),
-        }
-        if is_reachable {
-            return moves.proceed();
-        }
-    }
-    if moves.is_empty() {
-        let why = format!("no host can be reached to run the migration of {title}");
-        return Decision::Note(Note::TurnBack { why, bad: BTreeSet::new() });
-    }
-    moves.proceed()
-}
-
-/// Whether this is known of the release's migration, by the ledger of any host of the environment or by the records: one that
-/// ran is never run again, whichever rollout began it, and nor is one that was begun by a rollout whose records are lost.
-fn has_migrated(view: &View<'_>, service: &ServiceName, release: ReleaseId, trace: MigrationTrace) -> bool {
-    let former = view.rollout().migrated_before.get(service);
-    let is_recorded = trace == MigrationTrace::Done && former.is_some_and(|former| former.is_done);
-    let reports = view.world.inventory.values().filter_map(|observation| observation.report.as_ref());
-    let mut instances = reports.filter_map(|(_, report)| report.instances.get(service));
-    is_recorded || instances.any(|report| report.ledger.migration(release) == Some(trace))
-}
-
-/// Whether an earlier rollout began it on a host that does not say how it ended: the host has not reported, or has lost its
-/// disk, and its ledger with it. What is not in a ledger that is there never began.
-fn may_have_migrated(view: &View<'_>, service: &ServiceName) -> bool {
-    let former = view.rollout().migrated_before.get(service);
-    former.is_some_and(|former| {
-        let ledger = view.world.report(&former.on).map(|report| &report.ledger);
-        !former.is_done && ledger.is_none_or(|ledger| ledger.history.is_empty())
-    })
-}
-
-fn needs_migration(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> bool {
-    view.rollout().plan.direction == Direction::Forward
-        && view.world.services.get(service).is_some_and(|known| known.migrate.is_some())
-        && !runs_everywhere(view, service, release)
-}
-
-fn runs_everywhere(view: &View<'_>, service: &ServiceName, release: ReleaseId) -> bool {
-    let baseline = &view.rollout().plan.baseline;
-    baseline
-        .iter()
-        .filter(|(instance, _)| instance.service == *service)
-        .all(|(_, before)| *before == Some(release))
-}
-
 /// Adds what an instance needs. Preparation never takes one out of service, so the floor is not asked.
-fn take(moves: &mut Moves, stand: Stand) {
+pub(crate) fn take(moves: &mut Moves, stand: Stand) {
     match stand {
         Stand::Step(step) | Stand::TakeOut(step) => moves.step(step.action, step.why),
         Stand::Wait(wait) => moves.wait(wait),

@@ -16,8 +16,14 @@ use greenlight_model::world::World;
 /// What is different from the moment an action that changes processes or a database is begun. A ledger says first what
 /// is about to be done.
 pub(crate) fn begin(world: &mut World, action: &Action) {
-    if let Action::Migrate { instance, release } = action {
-        enter(world, instance, LedgerEvent::MigrationBegun, Some(*release));
+    match action {
+        Action::Migrate { instance, release } => {
+            enter(world, instance, LedgerEvent::MigrationBegun, Some(*release));
+        }
+        Action::Contract { instance, release } => {
+            enter(world, instance, LedgerEvent::ContractionBegun, Some(*release));
+        }
+        _ => {}
     }
     let (Action::Activate { instance, generation, .. } | Action::Deactivate { instance, generation }) =
         action
@@ -59,6 +65,9 @@ pub(crate) fn succeed(world: &mut World, action: &Action) {
         }
         Action::Migrate { instance, release } => {
             enter(world, instance, LedgerEvent::Migrated, Some(*release));
+        }
+        Action::Contract { instance, release } => {
+            enter(world, instance, LedgerEvent::Contracted, Some(*release));
         }
         Action::Drain { instance } => {
             servers_mut(world, instance).for_each(|server| server.admission = Admission::Drain);

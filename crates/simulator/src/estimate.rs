@@ -20,7 +20,7 @@ pub const fn of(verb: Verb) -> Duration {
         Verb::Claim | Verb::Unclaim | Verb::Drain | Verb::Admit | Verb::Share => 200,
         Verb::Stage => 20_000,
         Verb::Smoke | Verb::Activate => 5_000,
-        Verb::Migrate => 10_000,
+        Verb::Migrate | Verb::Contract => 10_000,
         Verb::Deactivate => 2_000,
         Verb::Confirm => 500,
         Verb::Prune => 1_000,

@@ -8,6 +8,7 @@ use greenlight_model::action::{Action, Verb};
 use greenlight_model::check::CheckPattern;
 use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::id::Instance;
+use greenlight_model::migration::Loss;
 use greenlight_model::rollout::Note;
 use greenlight_model::world::{Gate, Light, World};
 use serde::Serialize;
@@ -34,6 +35,8 @@ pub struct Preview {
     pub outcome: Option<Outcome>,
     /// What it would wait for in the end: the gates that are not green, or what it cannot get past.
     pub waits: Vec<Wait>,
+    /// What its migrations would take away from the database.
+    pub losses: Vec<Loss>,
     /// How long it would take, by estimate, in milliseconds.
     pub took_ms: u64,
     /// Why the preview broke off, which is a defect of Greenlight: such a plan must not be performed.
@@ -81,6 +84,7 @@ pub fn preview(world: &World) -> Preview {
         waits: Vec::new(),
         gates: Vec::new(),
         outcome: None,
+        losses: simulation.world().rollout.plan.losses.clone(),
         took_ms: 0,
         error: None,
     };
@@ -94,7 +98,7 @@ pub fn preview(world: &World) -> Preview {
                     wave: waves
                         .get(step.action.instance())
                         .copied()
-                        .filter(|_| is_change(&step.action) && step.action.verb() != Verb::Migrate),
+                        .filter(|_| is_change(&step.action) && step.action.migration_phase().is_none()),
                     action: step.action,
                     why: step.why,
                     at_ms,
@@ -156,6 +160,9 @@ impl Preview {
         for pattern in &self.overrides {
             let _ = writeln!(text, "override {pattern}");
         }
+        for loss in &self.losses {
+            let _ = writeln!(text, "- {} takes away: {}", loss.service, loss.statement);
+        }
         text
     }
 }
@@ -173,6 +180,7 @@ fn gate_wait(gate: &Gate) -> Option<Wait> {
 fn is_change(action: &Action) -> bool {
     match action.verb() {
         Verb::Migrate
+        | Verb::Contract
         | Verb::Drain
         | Verb::Activate
         | Verb::Deactivate

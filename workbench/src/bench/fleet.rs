@@ -76,6 +76,7 @@ pub(crate) fn world(hosts: usize) -> Result<World, Error> {
         digest: None,
         is_partial: false,
         overrides: BTreeMap::new(),
+        losses: Vec::new(),
     };
     let releases = names.iter().flat_map(|name| {
         [(OLD, "v1"), (NEW, "v2")].map(|(number, title)| {

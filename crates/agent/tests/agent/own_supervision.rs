@@ -11,9 +11,11 @@ use crate::support::{
 use greenlight_link::message::{Event, Reply, Request, Stream};
 use greenlight_model::action::Blame;
 use greenlight_model::check::CheckOutcome;
+use greenlight_model::fleet::Migration;
 use greenlight_model::fleet::Smoke;
 use greenlight_model::host::{LedgerEvent, MigrationTrace, ProcessState};
 use greenlight_model::id::Generation;
+use greenlight_model::migration::MigrationPhase;
 
 #[test]
 fn a_release_goes_out_and_back() {
@@ -508,10 +510,9 @@ fn migrations_commands_and_logs() {
         |rollout: &str, release: &crate::support::Release, script: &str, timeout| Request::Migrate {
             spec: spec.clone(),
             release: release.mark.clone(),
-            migration: greenlight_model::fleet::Migration {
-                argv: ["sh", "-c", script].map(str::to_owned).into(),
-                timeout,
-            },
+            migration: Migration::new(["sh", "-c", script].map(str::to_owned).into(), timeout),
+            phase: MigrationPhase::Expand,
+            is_lossy: false,
             rollout: rollout.parse().unwrap(),
         };
     let migrate = |release, script, timeout| migrate_for(ROLLOUT, release, script, timeout);
@@ -521,7 +522,7 @@ fn migrations_commands_and_logs() {
     let lines: Vec<String> = host.events.iter().filter_map(line_of).collect();
     assert_eq!(lines, ["v1".to_owned(), format!("to {}", v1.mark.id)]);
     let trace = |host: &mut Host, release: &crate::support::Release| {
-        host.observe(&spec).ledger.migration(release.mark.id)
+        host.observe(&spec).ledger.migration(release.mark.id, MigrationPhase::Expand)
     };
     assert_eq!(trace(&mut host, &v1), Some(MigrationTrace::Done));
     host.ask(whole).unwrap();

@@ -90,6 +90,18 @@ pub(crate) struct Tick {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Confirm {
+    /// Which environment.
+    pub(crate) environment: EnvironmentName,
+    /// For which releases [default: those of the open rollout, else what `deploy` would bring].
+    #[arg(value_name = "RELEASE")]
+    pub(crate) releases: Vec<String>,
+    /// Why what they take away is needed no more. It is kept.
+    #[arg(long, value_name = "WHY")]
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Override {
     /// Which environment.
     pub(crate) environment: EnvironmentName,

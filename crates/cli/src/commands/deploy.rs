@@ -5,13 +5,15 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use greenlight_controller::{
-    ControllerLease, Foreseen, PrepareError, Prepared, Wanted, clock, foresee, prepare,
+    ControllerLease, Foreseen, Gathered, PrepareError, Prepared, Wanted, clock, foresee, prepare,
 };
 use greenlight_depot::Depot;
 use greenlight_model::check::CheckPattern;
 use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::fleet::Environment;
+use greenlight_model::history::History;
 use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId, ServiceName};
+use greenlight_model::migration::Loss;
 use greenlight_model::quantity::human_duration;
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::Direction;
@@ -21,7 +23,7 @@ use owo_colors::OwoColorize;
 use serde_json::json;
 
 use crate::args::{Consent, Deploy, Global, Overrides, Plan, Rollback, Targets};
-use crate::commands::operate::append;
+use crate::commands::operate::{self, append};
 use crate::commands::preflight::Rows;
 use crate::commands::{build, foresight, gates, preflight, releases, roll};
 use crate::describe;
@@ -45,6 +47,10 @@ pub(crate) fn deploy(global: &Global, deploy: &Deploy, printer: &Printer) -> Res
 
 pub(crate) fn rollback(global: &Global, rollback: &Rollback, printer: &Printer) -> Result<Exit, Failure> {
     let project = Project::open(global, printer)?;
+    if let Some(why) = &rollback.database_restored {
+        let environment = project.environment(&rollback.targets.environment)?;
+        operate::restored(&project, &mut project.log()?, &environment.name, why)?;
+    }
     start(&project, &rollback.targets, Direction::Back, rollback.consent, false, printer)
 }
 
@@ -232,6 +238,21 @@ fn back_targets(
         // A service that has no older release stays as it is; when none has one, there is no way back.
         if let Some(release) = history.way_back(name, service, present) {
             targets.insert(service.clone(), release);
+            continue;
+        }
+        // Where there is one that a migration has cut off, that is the reason, and not that there is none.
+        let before = history.healthy(name, service).find(|release| Some(*release) != present);
+        if let Some(release) = before
+            && let Some((rollout, loss)) = history.lost_since(name, service, release)
+        {
+            return Err(Failure::usage(format!(
+                "{service} cannot go back with the code alone: a migration in {rollout} took away from the database what earlier \
+                 releases may need: {loss}"
+            ))
+            .help(format!(
+                "go forward with a release that mends it; or put the database back from its backup, and then `greenlight rollback \
+                 {name} --database-restored REASON`"
+            )));
         }
     }
     if targets.is_empty() {
@@ -318,12 +339,14 @@ pub(crate) fn preview(
     let overrides = overrides(environment, wanted)?;
     let releases = project.depot()?.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let (_, gathered) = connected.block_on(connected.gather(log));
+    let losses = losses(connected, log.history(), &gathered, &targets, direction)?;
     let wanted = Wanted {
         environment: environment.name.clone(),
         direction,
         targets,
         hosts,
         overrides,
+        losses,
         by: project.by.clone(),
         asks,
     };
@@ -333,6 +356,34 @@ pub(crate) fn preview(
         let exit = if matches!(error, PrepareError::Busy { .. }) { Exit::Held } else { Exit::Usage };
         Failure::from_error(exit, &error)
     })
+}
+
+/// What the migrations of these releases take away, judged by what hosts run and the records say they run.
+fn losses(
+    connected: &Connected<'_>,
+    history: &History,
+    gathered: &Gathered,
+    targets: &BTreeMap<ServiceName, ReleaseId>,
+    direction: Direction,
+) -> Result<Vec<Loss>, Failure> {
+    let Connected { project, environment, .. } = connected;
+    let mut found = Vec::new();
+    if direction == Direction::Back {
+        return Ok(found);
+    }
+    let depot = project.depot()?;
+    for (service, release) in targets {
+        let known = project.fleet.services.get(service);
+        let Some(migration) = known.and_then(|service| service.migrate.as_ref()) else { continue };
+        let linked = environment
+            .instances_of(service)
+            .filter_map(|instance| gathered.report(&instance).and_then(|report| report.linked));
+        let before: BTreeSet<ReleaseId> = linked.chain(history.current(&environment.name, service)).collect();
+        let losses = greenlight_controller::losses(&depot, service, migration, *release, &before)
+            .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+        found.extend(losses);
+    }
+    Ok(found)
 }
 
 /// The plan for people; as the result when it is what was asked for.
@@ -360,6 +411,14 @@ pub(crate) fn show(prepared: &Prepared, direction: Direction, printer: &Printer,
     if direction == Direction::Forward {
         for service in prepared.plan.targets.keys().filter_map(|name| world.services.get(name)) {
             let limit = human_duration(world.environment.timeouts.guard(service.processes.values()));
+            let is_one_way = |loss: &Loss| loss.service == service.name && loss.phase.is_expand();
+            if prepared.plan.losses.iter().any(is_one_way) {
+                say(format!(
+                    "  guard: none for {}, whose hosts do not go back by themselves then",
+                    service.name
+                ));
+                continue;
+            }
             say(format!("  guard: {} goes back by itself after {limit} unless confirmed", service.name));
         }
     }
@@ -369,6 +428,9 @@ pub(crate) fn show(prepared: &Prepared, direction: Direction, printer: &Printer,
              run it keep those they have; the next release brings the new ones",
             "not applied".yellow()
         ));
+    }
+    for loss in &prepared.plan.losses {
+        say(format!("  {} of {} {}: {loss}", loss.phase.noun(), loss.service, "takes away".red()));
     }
     for gate in &world.gates {
         say(format!("  {}", gates::line(gate)));

@@ -14,7 +14,7 @@ use greenlight_store::Log;
 use owo_colors::OwoColorize;
 use serde_json::json;
 
-use crate::args::{Approve, Gates, Global, Override, Overrides, Targets, Tick};
+use crate::args::{Approve, Confirm, Gates, Global, Override, Overrides, Targets, Tick};
 use crate::commands::deploy;
 use crate::commands::operate::append;
 use crate::failure::{Exit, Failure};
@@ -120,6 +120,42 @@ pub(crate) fn tick(global: &Global, arguments: &Tick, printer: &Printer) -> Resu
     printer.result(format!("ticked: {}", arguments.item));
     printer
         .json("tick", json!({ "environment": environment.name, "targets": targets, "item": arguments.item }));
+    Ok(Exit::Done)
+}
+
+/// Agrees to what the migrations of these releases take away, as it is shown now.
+pub(crate) fn confirm(global: &Global, arguments: &Confirm, printer: &Printer) -> Result<Exit, Failure> {
+    let project = Project::open(global, printer)?;
+    let environment = project.environment(&arguments.environment)?;
+    check_text("a reason", &arguments.reason, 1)?;
+    let connected = Connected::new(&project, environment)?;
+    let mut log = project.log()?;
+    let open = log.history().open_rollout(&environment.name).map(|open| open.plan.clone());
+    let plan = match open {
+        Some(plan) => plan,
+        None => {
+            let wanted = Targets {
+                environment: arguments.environment.clone(),
+                releases: arguments.releases.clone(),
+                services: Vec::new(),
+                hosts: Vec::new(),
+                overrides: Overrides::default(),
+            };
+            prepare(&connected, &log, &wanted, printer)?.plan
+        }
+    };
+    let losses: Vec<String> = plan.losses.iter().map(ToString::to_string).collect();
+    if losses.is_empty() {
+        return Err(Failure::usage("the migrations of these releases take nothing away that is known of")
+            .help(format!("see what a rollout would do: greenlight plan {}", environment.name)));
+    }
+    let fact = Fact::Losses { losses: losses.clone(), why: arguments.reason.clone() };
+    record(&project, environment, &mut log, &plan.targets, None, fact)?;
+    for loss in &losses {
+        printer.result(format!("agreed: {loss}"));
+    }
+    let body = json!({ "environment": environment.name, "targets": plan.targets, "losses": plan.losses, "reason": arguments.reason });
+    printer.json("confirm", body);
     Ok(Exit::Done)
 }
 

@@ -99,9 +99,10 @@ fn steps(
 
 fn of(body: &RecordBody) -> Option<&RolloutId> {
     match body {
-        RecordBody::ReleaseMarked { .. } | RecordBody::EvidenceAdded { .. } | RecordBody::Journal { .. } => {
-            None
-        }
+        RecordBody::ReleaseMarked { .. }
+        | RecordBody::DatabaseRestored { .. }
+        | RecordBody::EvidenceAdded { .. }
+        | RecordBody::Journal { .. } => None,
         RecordBody::RolloutStarted { plan, .. } => Some(&plan.id),
         RecordBody::RolloutAdopted { charter, .. } => Some(&charter.plan.id),
         RecordBody::ActionStarted { rollout, .. }
@@ -141,12 +142,14 @@ fn line(body: &RecordBody, title: impl Fn(ReleaseId) -> String) -> Option<String
                 if why.is_empty() { String::new() } else { format!(": {why}") }
             )
         }
-        RecordBody::MigrationDone { service, why, .. } => format!(
-            "a person saw that the migration of {service} is done{}",
+        RecordBody::MigrationDone { service, phase, why, .. } => format!(
+            "a person saw that the {} of {service} is done{}",
+            phase.noun(),
             if why.is_empty() { String::new() } else { format!(": {why}") }
         ),
         RecordBody::RolloutEnded { outcome, .. } => describe::outcome(outcome),
         RecordBody::ActionStarted { .. }
+        | RecordBody::DatabaseRestored { .. }
         | RecordBody::ReleaseMarked { .. }
         | RecordBody::EvidenceAdded { .. }
         | RecordBody::Journal { .. } => return None,

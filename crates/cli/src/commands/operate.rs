@@ -3,6 +3,7 @@
 
 use greenlight_controller::{ControllerLease, LeaseError};
 use greenlight_model::id::{EnvironmentName, RolloutId, ServiceName};
+use greenlight_model::migration::MigrationPhase;
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::{MigrationState, OperatorRequest, Rollout};
 use greenlight_store::Log;
@@ -33,6 +34,27 @@ pub(crate) fn resume(global: &Global, resume: &Resume, printer: &Printer) -> Res
 }
 
 pub(crate) fn abort(global: &Global, abort: &Abort, printer: &Printer) -> Result<Exit, Failure> {
+    let project = Project::open(global, printer)?;
+    let mut log = project.log()?;
+    let name = &abort.operator.environment;
+    if let Some(why) = &abort.database_restored {
+        project.environment(name)?;
+        restored(&project, &mut log, name, why)?;
+    }
+    let open = log.history().open_rollout(name);
+    if let Some((id, loss)) = open.and_then(|open| Some((&open.plan.id, open.lost()?))) {
+        return Err(Failure::new(
+            Exit::Held,
+            format!(
+                "{id} cannot go back with the code alone: its migration took away from the database what older code may need: {loss}; \
+                 nothing was changed"
+            ),
+        )
+        .help(format!(
+            "mend it and go on with `greenlight resume {name}`; or put the database back from its backup, and then `greenlight abort \
+             {name} --database-restored REASON`"
+        )));
+    }
     take_over(global, &abort.operator, OperatorRequest::Abort, &[], printer)
 }
 
@@ -77,6 +99,20 @@ fn take_over(
     }
 }
 
+/// Records that a database is as it was before its migrations.
+pub(crate) fn restored(
+    project: &Project,
+    log: &mut Log,
+    environment: &EnvironmentName,
+    why: &str,
+) -> Result<(), Failure> {
+    if why.trim().is_empty() {
+        return Err(Failure::usage("say from what the database was put back"));
+    }
+    let body = RecordBody::DatabaseRestored { environment: environment.clone(), why: why.to_owned() };
+    append(project, log, &body)
+}
+
 /// Records that a migration is done, which only makes sense where that is not known.
 fn settle(
     project: &Project,
@@ -86,8 +122,15 @@ fn settle(
     why: &str,
 ) -> Result<(), Failure> {
     let folded = log.history().rollouts.get(rollout);
-    match folded.and_then(|folded| folded.migrations.get(service)) {
+    // What comes last is what it is held for, where both parts were begun.
+    let phase = match folded.is_some_and(|folded| folded.contractions.contains_key(service)) {
+        true => MigrationPhase::Contract,
+        false => MigrationPhase::Expand,
+    };
+    match folded.and_then(|folded| folded.migrations(phase).get(service)) {
         Some(MigrationState::Begun) => {}
+        // Everything runs the release: a person may have finished by hand what is left.
+        Some(MigrationState::Failed) if phase == MigrationPhase::Contract => {}
         Some(MigrationState::Done) => return Ok(()),
         Some(MigrationState::Failed) => {
             return Err(Failure::usage(format!(
@@ -104,7 +147,7 @@ fn settle(
         }
     }
     let (rollout, service, why) = (rollout.clone(), service.clone(), why.to_owned());
-    append(project, log, &RecordBody::MigrationDone { rollout, service, why })
+    append(project, log, &RecordBody::MigrationDone { rollout, service, phase, why })
 }
 
 /// The rollout of the environment that has not ended.

@@ -136,7 +136,7 @@ fn roll(global: &Global, back: bool, story: &Printer) -> Result<Exit, Failure> {
     };
     let consent = Consent { yes: true, dry_run: false };
     if back {
-        deploy::rollback(global, &Rollback { targets, consent }, story)
+        deploy::rollback(global, &Rollback { targets, consent, database_restored: None }, story)
     } else {
         deploy::deploy(global, &Deploy { targets, consent, wait: false }, story)
     }

@@ -87,8 +87,10 @@ fn every_document_has_the_keys_that_are_documented() {
 
     let gated = "\n[environment.staging.gate]\nchecklist = { required = [\"a\"] }\nwindow = \"daily 00:00-24:00\"\n\
         approval = { role = \"operator\" }\nfreeze = { when = \"2020-01-01..2099-12-31\", reason = \"b\" }\n\
-        [role]\noperator = [\"tester\"]\n";
+        [role]\noperator = [\"tester\"]\n\
+        [service.hello.migrate]\nrun = \"true\"\nbackup = \"true\"\nfiles = [\"1.sql\"]\n";
     let gated = Site::new(&format!("{RING}{gated}"));
+    gated.write("1.sql", "DROP TABLE users;\n");
     gated.commit("v1");
     gated.run(&["build", "hello"]).exits(0);
     shape("evidence add", &gated.run(&["evidence", "add", "v1", "--exit-code", "unit=0", "--json"]).exits(0));
@@ -98,6 +100,7 @@ fn every_document_has_the_keys_that_are_documented() {
     shape("issue", &gated.run(&["issue", "add", "staging", "a", "--json"]).exits(0));
     shape("action", &gated.run(&["action", "add", "staging", "a", "--owner", "ann", "--json"]).exits(0));
     shape("action list", &gated.run(&["action", "list", "--json"]).exits(0));
+    shape("confirm", &gated.run(&["confirm", "staging", "--reason", "c", "--json"]).exits(0));
     shape("tick", &gated.run(&["tick", "staging", "a", "--json"]).exits(0));
     shape("override", &gated.run(&["override", "staging", "freeze", "--reason", "c", "--json"]).exits(0));
 

@@ -3,7 +3,7 @@
 use crate::site::Site;
 
 /// Each command with a word of what it does.
-const COMMANDS: [(&str, &str); 30] = [
+const COMMANDS: [(&str, &str); 31] = [
     ("demo", "See it work"),
     ("init", "write a commented greenlight.toml"),
     ("check", "every mistake at once"),
@@ -17,6 +17,7 @@ const COMMANDS: [(&str, &str); 30] = [
     ("evidence", "for the gates"),
     ("gates", "turn it green"),
     ("approve", "exactly the plan that is shown"),
+    ("confirm", "take away"),
     ("tick", "checklist"),
     ("override", "with the reason"),
     ("status", "why a rollout is not moving"),

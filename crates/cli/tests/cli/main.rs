@@ -10,6 +10,7 @@ mod elsewhere;
 mod gates;
 mod help;
 mod init;
+mod migration;
 mod operator;
 mod release;
 mod rollout;

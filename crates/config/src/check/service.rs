@@ -29,7 +29,10 @@ pub(super) fn check(file: &FleetFile, problems: &mut Problems) {
         if let Some(requires) = service.requires.value() {
             requires::check(requires, problems);
         }
-        command(service.migrate.value().and_then(|migrate| migrate.0.run.get()), Port::HasNone, problems);
+        if let Some(migrate) = service.migrate.value() {
+            let parts = [&migrate.0.run, &migrate.0.contract, &migrate.0.dry_run, &migrate.0.backup];
+            parts.into_iter().for_each(|part| command(part.get(), Port::HasNone, problems));
+        }
         for (_, process) in service.process.good() {
             check_process(process, problems);
         }

@@ -91,6 +91,7 @@ fn rollout() -> Rollout {
         digest: None,
         is_partial: false,
         overrides: BTreeMap::new(),
+        losses: Vec::new(),
     };
     let mut rollout = Rollout::new(plan, Timestamp::UNIX_EPOCH);
     rollout.admitted_at.insert(instance("a"), Timestamp::UNIX_EPOCH);

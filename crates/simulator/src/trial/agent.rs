@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use greenlight_model::action::{Blame, Verb};
 use greenlight_model::host::{HostReport, LedgerEvent};
 use greenlight_model::id::{Generation, ReleaseId, RolloutId};
+use greenlight_model::migration::MigrationPhase;
 
 use super::scenario::Ms;
 use super::trial::{Event, Trial};
@@ -41,6 +42,7 @@ pub(super) enum Request {
     },
     Migrate {
         release: ReleaseId,
+        part: MigrationPhase,
         rollout: RolloutId,
     },
     Activate {
@@ -73,7 +75,8 @@ impl Request {
             Self::Unclaim { .. } => Verb::Unclaim,
             Self::Stage { .. } => Verb::Stage,
             Self::Smoke { .. } => Verb::Smoke,
-            Self::Migrate { .. } => Verb::Migrate,
+            Self::Migrate { part: MigrationPhase::Expand, .. } => Verb::Migrate,
+            Self::Migrate { part: MigrationPhase::Contract, .. } => Verb::Contract,
             Self::Activate { .. } => Verb::Activate,
             Self::Confirm { .. } => Verb::Confirm,
             Self::Prune { .. } => Verb::Prune,
@@ -303,13 +306,17 @@ impl Trial<'_> {
                 };
                 self.note(task.host, task.service, LedgerEvent::Failed, release, generation);
             }
-            if verb == Verb::Migrate && task.phase == 2 && blame == Blame::Passing {
+            let is_migration = matches!(verb, Verb::Migrate | Verb::Contract);
+            if is_migration && task.phase == 2 && blame == Blame::Passing {
                 self.check.migration_broken(task.service);
-            } else if verb == Verb::Migrate && task.phase == 2 {
+            } else if is_migration && task.phase == 2 {
                 self.check.migration_failed(task.service);
-                if let Request::Migrate { release, .. } = task.request {
+                if let Request::Migrate { release, part, .. } = task.request {
                     let generation = self.hosts[task.host].instances[task.service].ledger.generation;
-                    let event = LedgerEvent::MigrationFailed;
+                    let event = match part {
+                        MigrationPhase::Expand => LedgerEvent::MigrationFailed,
+                        MigrationPhase::Contract => LedgerEvent::ContractionFailed,
+                    };
                     self.note(task.host, task.service, event, Some(release), generation);
                 }
             }
@@ -324,7 +331,7 @@ impl Trial<'_> {
             Request::Unclaim { rollout } => self.unclaim(task, &rollout),
             Request::Stage { release, rollout } => self.stage(task, release, &rollout),
             Request::Smoke { release } => self.smoke(task, release),
-            Request::Migrate { release, rollout } => self.migrate(task, release, &rollout),
+            Request::Migrate { release, part, rollout } => self.migrate(task, release, part, &rollout),
             Request::Activate { release: Some(release), generation, rollout, is_guarded } => {
                 self.activate(task, release, generation, &rollout, is_guarded)
             }
@@ -350,7 +357,7 @@ impl Trial<'_> {
     fn fails_in_phase(&self, verb: Verb) -> u8 {
         match verb {
             Verb::Activate => 1 + 3 * u8::from(self.scenario.seed.is_multiple_of(2)),
-            Verb::Migrate => 1 + u8::from(self.scenario.seed.is_multiple_of(2)),
+            Verb::Migrate | Verb::Contract => 1 + u8::from(self.scenario.seed.is_multiple_of(2)),
             Verb::Stage => 1,
             _ => 0,
         }

@@ -102,6 +102,7 @@ pub(super) fn show(body: &RecordBody) -> String {
         RecordBody::MigrationDone { service, .. } => {
             format!("the migration of {service} is done, somebody says")
         }
+        RecordBody::DatabaseRestored { .. } => "the database is as it was, somebody says".to_owned(),
         RecordBody::RolloutAdopted { charter, .. } => format!("{} is adopted", charter.plan.id),
         RecordBody::ActionStarted { action, .. } => match action.release() {
             Some(release) => {

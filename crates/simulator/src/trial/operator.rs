@@ -68,6 +68,7 @@ impl Trial<'_> {
             digest: None,
             is_partial: !only.is_empty() && only.len() < self.hosts.len(),
             overrides: BTreeMap::new(),
+            losses: Vec::new(),
         };
         let rollout = plan.id.clone();
         self.ask_record(machine, RecordBody::RolloutStarted { plan, services: BTreeMap::new() });
@@ -87,6 +88,7 @@ impl Trial<'_> {
             digest: None,
             is_partial: false,
             overrides: BTreeMap::new(),
+            losses: Vec::new(),
         };
         World {
             now: stamp(self.now, 0),

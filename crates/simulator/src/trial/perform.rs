@@ -3,6 +3,7 @@
 use greenlight_model::action::{Action, ActionResult, Blame};
 use greenlight_model::host::HostReport;
 use greenlight_model::id::Instance;
+use greenlight_model::migration::MigrationPhase;
 use greenlight_model::traffic::{Admission, BalancerReport};
 
 use super::agent::{Answered, From, Purpose, Request};
@@ -118,7 +119,12 @@ impl Trial<'_> {
             }
             Action::Smoke { release, .. } => (Request::Smoke { release: *release }, activate),
             Action::Migrate { release, .. } => {
-                (Request::Migrate { release: *release, rollout }, 4_000 + LEDGER_TIMEOUT_MS)
+                let part = MigrationPhase::Expand;
+                (Request::Migrate { release: *release, part, rollout }, 4_000 + LEDGER_TIMEOUT_MS)
+            }
+            Action::Contract { release, .. } => {
+                let part = MigrationPhase::Contract;
+                (Request::Migrate { release: *release, part, rollout }, 4_000 + LEDGER_TIMEOUT_MS)
             }
             Action::Activate { release, generation, .. } => {
                 let is_forward = folded.is_some_and(|folded| {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use greenlight_model::action::Blame;
 use greenlight_model::host::{Claim, LedgerEvent, MigrationTrace};
 use greenlight_model::id::{Generation, ReleaseId, RolloutId};
+use greenlight_model::migration::MigrationPhase;
 
 use super::agent::{Next, Refusal, STEP_MS, Task, refuse};
 use super::ledger::is_current;
@@ -120,13 +121,18 @@ impl Trial<'_> {
         &mut self,
         task: &mut Task,
         release: ReleaseId,
+        part: MigrationPhase,
         rollout: &RolloutId,
     ) -> Result<Next, Refusal> {
         let (host, service) = (task.host, task.service);
+        let (begun, done) = match part {
+            MigrationPhase::Expand => (LedgerEvent::MigrationBegun, LedgerEvent::Migrated),
+            MigrationPhase::Contract => (LedgerEvent::ContractionBegun, LedgerEvent::Contracted),
+        };
         match task.phase {
             0 => {
                 self.check_claim(host, service, rollout)?;
-                match self.hosts[host].instances[service].ledger.migration(release) {
+                match self.hosts[host].instances[service].ledger.migration(release, part) {
                     Some(MigrationTrace::Done) => Ok(Next::Ended(Ok(()))),
                     Some(MigrationTrace::Begun) => Err(refuse(
                         Blame::Host,
@@ -145,11 +151,11 @@ impl Trial<'_> {
             }
             1 => {
                 let generation = self.hosts[host].instances[service].ledger.generation;
-                self.note_or(host, service, LedgerEvent::MigrationBegun, Some(release), generation)?;
+                self.note_or(host, service, begun, Some(release), generation)?;
                 if !self.hosts[host].is_up {
                     return Ok(Next::Gone);
                 }
-                self.migration_begins(service, release, rollout);
+                self.migration_begins(service, release, part, rollout);
                 Ok(Next::After(self.numbers.between(200, 1_500)))
             }
             2 => {
@@ -158,7 +164,7 @@ impl Trial<'_> {
             }
             _ => {
                 let generation = self.hosts[host].instances[service].ledger.generation;
-                self.note_or(host, service, LedgerEvent::Migrated, Some(release), generation)?;
+                self.note_or(host, service, done, Some(release), generation)?;
                 Ok(Next::Ended(Ok(())))
             }
         }

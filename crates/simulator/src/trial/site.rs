@@ -120,7 +120,10 @@ impl Site {
             variables: BTreeMap::new(),
         };
         let services = scenario.services.iter().zip(&names).map(|(shape, name)| {
-            let service = service(name, shape.migrates, shape.has_smoke, shape.has_process);
+            let mut service = service(name, shape.migrates, shape.has_smoke, shape.has_process);
+            if let Some(migration) = &mut service.migrate {
+                migration.contract = scenario.contracts().then(Vec::new);
+            }
             (name.clone(), service)
         });
         let releases = (0..names.len()).flat_map(|service| {
@@ -199,7 +202,7 @@ fn service(service: &ServiceName, migrates: bool, has_smoke: bool, has_process: 
         shared: Vec::new(),
         prepare: Vec::new(),
         requires: greenlight_model::requirements::Requirements::default(),
-        migrate: migrates.then(|| Migration { argv: Vec::new(), timeout: Duration::from_millis(4_000) }),
+        migrate: migrates.then(|| Migration::new(Vec::new(), Duration::from_millis(4_000))),
         processes: if has_process {
             BTreeMap::from([(process.name.clone(), process)])
         } else {

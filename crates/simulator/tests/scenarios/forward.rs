@@ -270,6 +270,56 @@ fn smoke_and_migrations_come_before_the_first_change() {
     );
 }
 
+/// A fleet whose migration takes something away at its end.
+fn contracting(fleet: Fleet) -> World {
+    let mut world = Fleet { migrating: "web", ..fleet }.world();
+    let web = world.services.get_mut(&"web".parse().unwrap()).unwrap();
+    web.migrate.as_mut().unwrap().contract = Some(vec!["contract".to_owned()]);
+    world
+}
+
+#[test]
+fn what_a_migration_takes_away_comes_when_everything_runs_the_release() {
+    let world = contracting(fleet("web: a b"));
+    let trace = run(world, Faults::default()).trace;
+    let end = ["wave 2 proven", "contract a/web", "unclaim a/web b/web", "done"];
+    assert!(trace.ends_with(&end.map(str::to_owned)), "{trace:#?}");
+    let world = contracting(Fleet { is_again: true, ..fleet("web: a b") });
+    expect_with(world, Faults::default(), &["wave 1 proven", "wave 2 proven", "contract a/web", "done"]);
+}
+
+#[test]
+fn nothing_is_taken_away_while_older_code_may_run() {
+    let world = contracting(Fleet { failure_budget: 1, ..fleet("web: a b c") });
+    let run = run(world, failing(Verb::Activate, "c/web", Blame::Release));
+    assert!(run.trace.last().is_some_and(|line| line.starts_with("done")), "{:#?}", run.trace);
+    assert!(!run.trace.iter().any(|line| line.contains("contract")), "{:#?}", run.trace);
+}
+
+#[test]
+fn what_takes_away_and_fails_is_held_and_not_turned_back() {
+    let run = run(contracting(fleet("web: a b")), failing(Verb::Contract, "a/web", Blame::Release));
+    let is_held = |line: &String| line.starts_with("hold: ") && line.contains("runs it again");
+    assert!(run.trace.iter().any(is_held), "{:#?}", run.trace);
+    assert_eq!(run.trace.last().unwrap(), "stopped");
+}
+
+#[test]
+fn where_something_was_taken_away_a_rollout_holds_instead_of_turning_back() {
+    let mut world = Fleet { migrating: "web", ..fleet("web: a b") }.world();
+    world.rollout.plan.losses.push(Loss {
+        service: "web".parse().unwrap(),
+        phase: MigrationPhase::Expand,
+        place: "2.sql:1".to_owned(),
+        statement: "DROP TABLE users".to_owned(),
+        what: "takes away the table users".to_owned(),
+    });
+    let run = run(world, failing(Verb::Activate, "b/web", Blame::Release));
+    let is_held = |line: &String| line.starts_with("hold: ") && line.contains("2.sql:1: DROP TABLE users");
+    assert!(run.trace.iter().any(is_held), "{:#?}", run.trace);
+    assert_eq!(run.trace.last().unwrap(), "stopped");
+}
+
 #[test]
 fn a_rollback_goes_at_once_as_far_as_the_floor_allows() {
     let fleet = Fleet {

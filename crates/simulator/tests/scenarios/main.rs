@@ -16,10 +16,11 @@ use std::time::Duration;
 use greenlight_model::action::{Action, Blame, Verb};
 use greenlight_model::decision::{Outcome, Wait};
 use greenlight_model::fleet::{BatchSize, Floor, OnFailure, Strategy};
+use greenlight_model::migration::{Loss, MigrationPhase};
 use greenlight_model::quantity::Percent;
 use greenlight_model::rollout::{Direction, MigrationState, OperatorRequest};
 use greenlight_model::traffic::{Admission, BalancerReport, ServerHealth};
-use greenlight_model::world::{Gate, Light};
+use greenlight_model::world::{Gate, Light, World};
 use greenlight_simulator::{Fault, Faults, Turn, preview};
 use support::*;
 

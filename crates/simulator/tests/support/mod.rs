@@ -168,6 +168,7 @@ impl Fleet {
             digest: None,
             is_partial: false,
             overrides: BTreeMap::new(),
+            losses: Vec::new(),
         };
         let releases = numbered.iter().flat_map(|(service, number)| {
             [(false, "v1"), (true, "v2")].map(|(is_new, title)| {
@@ -235,8 +236,7 @@ impl Fleet {
             shared: Vec::new(),
             prepare: Vec::new(),
             requires: greenlight_model::requirements::Requirements::default(),
-            migrate: migrates
-                .then(|| Migration { argv: vec!["migrate".to_owned()], timeout: Duration::from_secs(60) }),
+            migrate: migrates.then(|| Migration::new(vec!["migrate".to_owned()], Duration::from_secs(60))),
             processes: BTreeMap::from([(process.name.clone(), process)]),
             secrets: BTreeSet::new(),
             keep_releases: 1,

@@ -177,7 +177,7 @@ fn warnings(record: &Record) -> Vec<Issue> {
     else {
         return Vec::new();
     };
-    if action.verb() != Verb::Migrate {
+    if action.migration_phase().is_none() {
         return Vec::new();
     }
     let is_warning = |line: &&String| {

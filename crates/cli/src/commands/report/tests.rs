@@ -98,6 +98,7 @@ fn told() -> Log {
         digest: None,
         is_partial: false,
         overrides: BTreeMap::new(),
+        losses: Vec::new(),
     };
     log.write(10, "ann", RecordBody::RolloutStarted { plan, services: BTreeMap::new() });
     let migrate = Step::Migrate { instance: a.clone(), release: release(2) };

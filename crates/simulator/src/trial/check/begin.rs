@@ -55,7 +55,7 @@ impl Trial<'_> {
         }
         let is_forward = match action {
             Action::Activate { generation, .. } => *generation == seen.plan.generation,
-            Action::Migrate { .. } => true,
+            Action::Migrate { .. } | Action::Contract { .. } => true,
             Action::Drain { .. } => !seen.goes_back(instance),
             _ => false,
         };

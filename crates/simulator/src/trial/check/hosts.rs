@@ -1,6 +1,7 @@
 //! What happens on hosts and at databases.
 
 use greenlight_model::id::{ReleaseId, RolloutId};
+use greenlight_model::migration::MigrationPhase;
 use greenlight_model::rollout::Direction;
 
 use super::super::site::of_release;
@@ -28,21 +29,36 @@ impl Trial<'_> {
         &mut self,
         service: usize,
         release: ReleaseId,
+        part: MigrationPhase,
         rollout: &RolloutId,
     ) {
+        let older = self.site.instances.iter().zip(&self.hosts).position(|(instances, host)| {
+            instances[service].is_some()
+                && host.instances[service].linked.is_some_and(|linked| linked != release)
+        });
+        if part == MigrationPhase::Contract
+            && let Some(host) = older
+        {
+            self.violation("migration", |trial| {
+                format!(
+                    "older code may run on {}, and what it needs is taken away",
+                    trial.place(host, service)
+                )
+            });
+        }
         let database = &mut self.check.databases[service];
         let complaint = if database.running.is_some() {
             Some("beside another one")
-        } else if database.done.contains(&release) {
+        } else if database.done.contains(&(release, part)) {
             Some("a second time")
-        } else if database.broken.contains(&release) {
+        } else if database.broken.contains(&(release, part)) {
             Some("again after an unknown end")
         } else if database.failed.contains(&(release, rollout.clone())) {
             Some("again after it failed in the same rollout")
         } else {
             None
         };
-        database.running = Some((release, rollout.clone()));
+        database.running = Some((release, part, rollout.clone()));
         if let Some(what) = complaint {
             self.violation("migration", |trial| {
                 format!("the migration of {} runs {what}", trial.site.names[service])

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use greenlight_model::action::{Action, ActionResult, Blame, Verb};
 use greenlight_model::id::{Instance, ReleaseId, RolloutId, ServiceName};
+use greenlight_model::migration::MigrationPhase;
 use greenlight_model::record::RecordBody;
 use greenlight_model::rollout::{OperatorRequest, Plan};
 use greenlight_model::traffic::Admission;
@@ -86,13 +87,13 @@ pub(super) struct Seen {
 #[derive(Default)]
 struct Database {
     /// The release whose migration runs, and for which rollout.
-    running: Option<(ReleaseId, RolloutId)>,
-    done: BTreeSet<ReleaseId>,
+    running: Option<(ReleaseId, MigrationPhase, RolloutId)>,
+    done: BTreeSet<(ReleaseId, MigrationPhase)>,
     /// Releases whose migration ran, and those that ran before anything was rolled out.
     fits: BTreeSet<ReleaseId>,
     /// Broken off in the middle: nobody knows how far it came.
-    broken: BTreeSet<ReleaseId>,
-    /// Ended with an error, by rollout.
+    broken: BTreeSet<(ReleaseId, MigrationPhase)>,
+    /// Ended with an error before the first switch, by rollout.
     failed: BTreeSet<(ReleaseId, RolloutId)>,
 }
 
@@ -116,19 +117,21 @@ impl Checker {
 
     pub(super) fn migration_broken(&mut self, service: usize) {
         let database = &mut self.databases[service];
-        database.broken.extend(database.running.take().map(|(release, _)| release));
+        database.broken.extend(database.running.take().map(|(release, part, _)| (release, part)));
     }
 
     /// It ended with an error, and says so: the operator may deploy it again.
     pub(super) fn migration_failed(&mut self, service: usize) {
         let database = &mut self.databases[service];
-        database.failed.extend(database.running.take());
+        // What comes last is run again by whoever resumes.
+        let failed = database.running.take().filter(|(_, part, _)| part.is_expand());
+        database.failed.extend(failed.map(|(release, _, rollout)| (release, rollout)));
     }
 
     pub(super) fn migration_done(&mut self, service: usize) {
         let database = &mut self.databases[service];
-        if let Some((release, _)) = database.running.take() {
-            database.done.insert(release);
+        if let Some((release, part, _)) = database.running.take() {
+            database.done.insert((release, part));
             database.fits.insert(release);
         }
     }
@@ -164,7 +167,8 @@ impl Trial<'_> {
             | RecordBody::EvidenceAdded { .. }
             | RecordBody::Journal { .. }
             | RecordBody::RolloutAdopted { .. }
-            | RecordBody::MigrationDone { .. } => {}
+            | RecordBody::MigrationDone { .. }
+            | RecordBody::DatabaseRestored { .. } => {}
             RecordBody::RolloutStarted { plan, .. } => self.started(plan),
             RecordBody::ActionStarted { rollout, action, .. } => self.action_started(rollout, action),
             RecordBody::ActionFinished { rollout, action, result, .. } => {

@@ -8,6 +8,7 @@ use greenlight_model::decision::{Outcome, Step};
 use greenlight_model::fleet::{BatchSize, Floor, OnFailure, Strategy};
 use greenlight_model::host::{Claim, LedgerEntry, LedgerEvent};
 use greenlight_model::id::{Generation, Instance, RolloutId};
+use greenlight_model::migration::MigrationPhase;
 use greenlight_model::record::{Record, RecordBody};
 use greenlight_model::rollout::{Direction, Note, OperatorRequest};
 use greenlight_model::world::Unreachable;
@@ -338,7 +339,9 @@ fn what_clients_get() {
 
 #[test]
 fn what_happens_on_hosts() {
-    let migrate = |trial: &mut Trial<'_>| trial.migration_begins(0, release(0, 2), &rollout());
+    let begin = |trial: &mut Trial<'_>, part| trial.migration_begins(0, release(0, 2), part, &rollout());
+    let migrate = |trial: &mut Trial<'_>| begin(trial, MigrationPhase::Expand);
+    sees("migration", "older code may run on h000/web", |trial| begin(trial, MigrationPhase::Contract));
     sees("migration", "the migration of web runs beside another one", |trial| {
         migrate(trial);
         migrate(trial);
@@ -351,7 +354,7 @@ fn what_happens_on_hosts() {
     sees("migration", "the migration of web runs again after an unknown end", |trial| {
         migrate(trial);
         trial.check.migration_broken(0);
-        trial.migration_begins(0, release(0, 2), &"later".parse().unwrap());
+        trial.migration_begins(0, release(0, 2), MigrationPhase::Expand, &"later".parse().unwrap());
     });
     sees("migration", "the migration of web runs again after it failed in the same rollout", |trial| {
         migrate(trial);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use greenlight_model::action::{ActionResult, Blame, Verb};
+use greenlight_model::action::{ActionResult, Blame};
 use greenlight_model::host::LedgerEvent;
 use greenlight_model::id::{Instance, RolloutId};
 use greenlight_model::record::{Record, RecordBody};
@@ -73,12 +73,12 @@ impl Trial<'_> {
                 }
             }
             Note::Hold { why } => {
-                let begun = LedgerEvent::MigrationBegun;
+                let begun = [LedgerEvent::MigrationBegun, LedgerEvent::ContractionBegun];
                 let is_known_to_a_host = || {
                     self.hosts
                         .iter()
                         .flat_map(|host| &host.instances)
-                        .any(|truth| truth.ledger.history.iter().any(|entry| entry.event == begun))
+                        .any(|truth| truth.ledger.history.iter().any(|entry| begun.contains(&entry.event)))
                 };
                 if why.contains("migration of")
                     && why.contains("is not known")
@@ -104,7 +104,7 @@ impl Trial<'_> {
                 let is_silence = matches!(result, ActionResult::Failed { blame: Blame::Passing, .. });
                 action == begun && !is_silence
             };
-            begun.verb() == Verb::Migrate && !self.log[place..].iter().any(is_answer)
+            begun.migration_phase().is_some() && !self.log[place..].iter().any(is_answer)
         })
     }
 
