@@ -88,7 +88,14 @@ impl Project {
 
     pub(crate) fn depot(&self) -> Result<Arc<Depot>, Failure> {
         let depot = Depot::open(&self.state_directory()?.join("depot"));
-        depot.map(Arc::new).map_err(|error| Failure::from_error(Exit::Failed, &error))
+        let tags = self
+            .fleet
+            .environments
+            .values()
+            .filter_map(|environment| environment.tag.as_ref()?.moving.clone());
+        depot
+            .map(|depot| Arc::new(depot.with_moving_tags(tags.collect())))
+            .map_err(|error| Failure::from_error(Exit::Failed, &error))
     }
 
     pub(crate) fn log(&self) -> Result<Log, Failure> {

@@ -9,7 +9,7 @@ use greenlight_migration::files_of;
 use greenlight_model::fleet::{
     After, Balancer, BalancerKind, BatchSize, BecomeRoot, Environment, Fleet, Floor, Health, HostIdentity,
     HostSettings, LinkKind, ManagerKind, Migration, OnFailure, Process, Profile, SecretSource, Service,
-    Smoke, Source, Strategy, Timeouts,
+    Smoke, Source, Strategy, Tagging, Timeouts,
 };
 use greenlight_model::gate::Gates;
 use greenlight_model::id::{EnvironmentName, HostName, ProcessName, ServiceName, VariableName};
@@ -199,6 +199,10 @@ fn build_environment(
             .collect::<BTreeSet<HostName>>(),
         balancers,
         timeouts: environment.timeouts.value().map(timeouts).unwrap_or_default(),
+        tag: environment.tag.value().map(|tag| Tagging {
+            moving: tag.moving.value().map(|moving| moving.0.clone()),
+            push: tag.push.value().map(|push| push.0.clone()),
+        }),
         retries: environment.retries.value().map_or(RETRIES, |count| count.0),
         variables: variables(&environment.variables),
     })

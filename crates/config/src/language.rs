@@ -222,12 +222,24 @@ table! {
         after: After = "{ environment = \"staging\", soak = \"3d\" }",
         /// What else must be green before anything changes.
         gate: GateTable = "{ approval = { role = \"operator\" } }",
+        /// What is tagged in git when a rollout has brought its releases to every host: `deploy-YYYY-MM-DD` (UTC), at least.
+        tag: Tag = "{ moving = \"production\", push = \"origin\" }",
         /// Hosts that are changed last and serve only when the others cannot.
         standby: List<HostPattern> = "[\"px8-ops\"]",
         /// How long things may take.
         timeouts: Timeouts = "{ connect = \"20s\", drain = \"30s\" }",
         /// Variables added to every process's environment.
         variables: Map<VariableName, String> = "{ STAGE = \"production\" }",
+    }
+}
+
+table! {
+    /// Tags in git for what has gone out.
+    Tag, "a tag", {
+        /// A tag that moves along.
+        moving: Word = "\"production\"",
+        /// The remote that the tags are pushed to. Default: none.
+        push: Word = "\"origin\"",
     }
 }
 

@@ -35,6 +35,8 @@ use crate::pack::{self, PACKED_BYTES_MAX, Packer};
 #[derive(Debug, Clone)]
 pub struct Depot {
     directory: PathBuf,
+    /// Tags that move along with what has gone out: no release is called by one.
+    pub(crate) moving_tags: Vec<String>,
 }
 
 /// What the depot keeps of a release besides its tree.
@@ -124,7 +126,14 @@ impl Depot {
         for path in ["", "releases", "packs", "objects", "logs", "git", "tmp"] {
             disk::create_directory(&directory.join(path), 0o700)?;
         }
-        Ok(Self { directory: directory.to_owned() })
+        Ok(Self { directory: directory.to_owned(), moving_tags: Vec::new() })
+    }
+
+    /// The same, which knows these tags to move: no release that it builds is called by one.
+    #[must_use]
+    pub fn with_moving_tags(mut self, tags: Vec<String>) -> Self {
+        self.moving_tags = tags;
+        self
     }
 
     /// Every release, newest first.

@@ -1,7 +1,8 @@
 //! What is asked of git: which commit is meant, a clean checkout of it, and what happened between two.
 //!
 //! The system's `git`, by argument vectors only; what the user typed never stands where an option could. The user's
-//! repository is read and never written: not its work tree, its index, its references or its configuration.
+//! repository is read and never written: not its work tree, its index, its configuration, nor its references, but for the tags
+//! that a fleet file asks for ([`crate::tag`]).
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -118,6 +119,8 @@ pub(crate) struct Repository {
     path: PathBuf,
     /// The source's address, when it is a remote one.
     remote: Option<String>,
+    /// Tags that move along with what has gone out, and so name nothing.
+    moving_tags: Vec<String>,
 }
 
 /// What is going to be built.
@@ -144,16 +147,21 @@ impl Depot {
 }
 
 impl Repository {
-    fn of(depot: &Depot, source: &Source, project: &Path) -> Result<Self, GitError> {
+    pub(crate) fn of(depot: &Depot, source: &Source, project: &Path) -> Result<Self, GitError> {
         let address = source.git.as_str();
         if address.is_empty() || address.starts_with('-') || address.contains('\0') {
             return Err(GitError::Invalid { text: address.to_owned(), what: "the address of a repository" });
         }
         if !is_remote(address) {
-            return Ok(Self { path: project.join(address), remote: None });
+            let path = project.join(address);
+            return Ok(Self { path, remote: None, moving_tags: depot.moving_tags.clone() });
         }
         let name = crate::content_hash(address.as_bytes()).to_string();
-        Ok(Self { path: depot.path().join("git").join(name), remote: Some(address.to_owned()) })
+        Ok(Self {
+            path: depot.path().join("git").join(name),
+            remote: Some(address.to_owned()),
+            moving_tags: depot.moving_tags.clone(),
+        })
     }
 
     /// Opens the source's repository; a remote one is fetched, unless it is there and has the commit already.
@@ -214,6 +222,14 @@ impl Repository {
         Ok(())
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn remote(&self) -> Option<&str> {
+        self.remote.as_deref()
+    }
+
     /// How people know it.
     pub(crate) fn title(&self) -> String {
         self.remote.clone().unwrap_or_else(|| self.path.display().to_string())
@@ -256,7 +272,13 @@ impl Repository {
             run(&self.path, &["log", "-1", "--no-show-signature", "--format=%ct %s", &commit, "--"])?;
         let (committed_at_s, subject) =
             subject.trim_end().split_once(' ').unwrap_or((subject.trim_end(), ""));
-        let description = run(&self.path, &["describe", "--tags", "--always", &commit])?;
+        // What says only that something has gone out does not name it.
+        let of_deployments = format!("--exclude={}*", crate::tag::PREFIX);
+        let moving: Vec<String> = self.moving_tags.iter().map(|tag| format!("--exclude={tag}")).collect();
+        let mut describe = vec!["describe", "--tags", "--always", &of_deployments];
+        describe.extend(moving.iter().map(String::as_str));
+        describe.push(&commit);
+        let description = run(&self.path, &describe)?;
         Ok(Resolved {
             branch,
             subject: subject.to_owned(),
@@ -344,7 +366,7 @@ fn is_remote(address: &str) -> bool {
     address.contains("://") || before_slash.contains(':')
 }
 
-fn run(directory: &Path, arguments: &[&str]) -> Result<String, GitError> {
+pub(crate) fn run(directory: &Path, arguments: &[&str]) -> Result<String, GitError> {
     let name = arguments.first().copied().unwrap_or_default();
     output(command(directory, arguments).stdin(Stdio::null()), name, directory)
 }

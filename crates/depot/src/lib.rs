@@ -22,6 +22,7 @@ mod pack;
 mod scan;
 mod shipment;
 mod step;
+mod tag;
 #[cfg(test)]
 mod testing;
 mod texts;
@@ -31,4 +32,5 @@ pub use error::DepotError;
 pub use git::{COMMITS_MAX, Commit, GitError, commits_between, head};
 pub use object::{EncodedObject, Encoding, OBJECT_BYTES_MAX, content_hash, decode, decode_with};
 pub use shipment::{Lacking, Parcel, Parcels, Shipment};
+pub use tag::Tagged;
 pub use texts::Text;

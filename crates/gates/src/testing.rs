@@ -61,6 +61,7 @@ fn environment(name: &str, gates: Gates) -> Environment {
         standby: std::collections::BTreeSet::new(),
         balancers: Vec::new(),
         timeouts: Timeouts::default(),
+        tag: None,
         retries: 0,
         variables: BTreeMap::new(),
     }

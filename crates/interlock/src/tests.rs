@@ -67,6 +67,7 @@ pub(crate) fn world() -> World {
             servers: BTreeMap::new(),
         }],
         timeouts: Timeouts::default(),
+        tag: None,
         retries: 0,
         variables: BTreeMap::new(),
     };

@@ -263,10 +263,22 @@ pub struct Environment {
     pub balancers: Vec<Balancer>,
     /// How long things may take.
     pub timeouts: Timeouts,
+    /// What is tagged in git when a rollout has brought its releases to the whole environment.
+    #[serde(default)]
+    pub tag: Option<Tagging>,
     /// How often a failed action is tried again before it counts.
     pub retries: u32,
     /// Variables added to every process's environment.
     pub variables: BTreeMap<VariableName, String>,
+}
+
+/// Tags in git for what has gone out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tagging {
+    /// The tag that moves along, beside `deploy-YYYY-MM-DD`, which stays.
+    pub moving: Option<String>,
+    /// The remote that both are pushed to; to none when absent.
+    pub push: Option<String>,
 }
 
 /// How one host is reached and what differs there.

@@ -171,6 +171,7 @@ mod tests {
             standby,
             balancers: Vec::new(),
             timeouts: Timeouts::default(),
+            tag: None,
             retries: 0,
             variables: BTreeMap::new(),
         }

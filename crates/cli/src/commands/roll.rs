@@ -8,7 +8,7 @@ use greenlight_model::decision::{Outcome, Running};
 use greenlight_model::fleet::Environment;
 use greenlight_model::id::{HostName, Instance, ReleaseId, RolloutId};
 use greenlight_model::manifest::Release;
-use greenlight_model::rollout::Rollout;
+use greenlight_model::rollout::{Direction, Rollout};
 use greenlight_store::Log;
 use owo_colors::OwoColorize;
 use serde_json::json;
@@ -19,7 +19,7 @@ use crate::describe;
 use crate::failure::{Exit, Failure};
 use crate::live::Live;
 use crate::printer::Printer;
-use crate::project::Connected;
+use crate::project::{Connected, Project};
 
 /// What may wait for the loop: a hold and a detach. Whatever comes after those waits outside.
 const INTERRUPTS_QUEUED_MAX: usize = 2;
@@ -79,8 +79,52 @@ pub(crate) fn run(
         let touched = folded.iter().flat_map(|rollout| &rollout.touched);
         !touched.into_iter().any(|instance| instance.host == *host)
     });
+    if let Some(rollout) = folded.filter(|rollout| is_to_be_tagged(rollout)) {
+        tag(project, environment, rollout, &releases, printer);
+    }
     let known = Known { running: &running, silent: &silent };
     Ok(report(environment, rollout, folded, &known, &ended, &releases, printer))
+}
+
+/// What went forward, to every host of the environment.
+fn is_to_be_tagged(rollout: &Rollout) -> bool {
+    rollout.is_whole() && rollout.plan.direction == Direction::Forward
+}
+
+/// Tags the commits that have gone out, where the environment asks for it. The rollout is over, whatever git says.
+fn tag(
+    project: &Project,
+    environment: &Environment,
+    rollout: &Rollout,
+    releases: &[Release],
+    printer: &Printer,
+) {
+    let (Some(tagging), Some(at)) = (&environment.tag, rollout.ended_at) else { return };
+    let mut done = BTreeSet::new();
+    for (service, target) in &rollout.plan.targets {
+        let source = project.fleet.services.get(service).map(|service| &service.source);
+        let release = releases.iter().find(|release| release.id == *target);
+        let (Some(source), Some(release)) = (source, release) else { continue };
+        // Several services of one repository go out as one commit, mostly.
+        if !done.insert((&source.git, &release.commit)) {
+            continue;
+        }
+        let tagged = project.depot().map_err(|failure| failure.message).and_then(|depot| {
+            let tagged = depot.tag(source, &project.directory, &release.commit, at, tagging);
+            tagged.map_err(|error| error.to_string())
+        });
+        match tagged {
+            Ok(tagged) => {
+                let moving = tagging.moving.iter().map(|moving| format!(" and {moving}")).collect::<String>();
+                let to = tagged.pushed_to.map(|to| format!(", pushed to {to}")).unwrap_or_default();
+                printer.result(format!("{service}: tagged {}{moving}{to}", tagged.name));
+            }
+            Err(why) => printer.warning(format!(
+                "{service} is out, but its commit {} could not be tagged: {why}",
+                release.commit
+            )),
+        }
+    }
 }
 
 /// What is known of what runs where.

@@ -76,6 +76,65 @@ fn subject(action: &Value) -> String {
 }
 
 #[test]
+fn what_has_reached_every_host_is_tagged_and_nothing_else_is() {
+    let site = Site::ring();
+    let copy = site.around().join("copy.git");
+    site.git(&["init", "--quiet", "--bare", copy.to_str().unwrap()]);
+    site.git(&["remote", "add", "copy", copy.to_str().unwrap()]);
+    let tag = "tag = { moving = \"staged\", push = \"copy\" }";
+    site.edit("strategy = {", &format!("{tag}\nstrategy = {{"));
+    let tags = || {
+        let format = "--format=%(refname:short) %(objectname)";
+        let text = site.git(&["for-each-ref", format, "refs/tags/deploy-*", "refs/tags/staged"]);
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let commit = |name: &str| site.git(&["rev-parse", name]).trim().to_owned();
+    let (v1, v2) = (commit("v1"), commit("v2"));
+    site.run(&["build", "hello", "--commit", "v1"]).exits(0);
+    site.run(&["deploy", "staging", "v1", "--host", "one"]).exits(0);
+    assert_eq!(tags(), [""; 0], "one host is not all of them");
+
+    site.run(&["deploy", "staging", "v1"]).exits(0).says(&[
+        "hello: tagged deploy-",
+        "and staged",
+        "pushed to",
+    ]);
+    let first = tags();
+    let day = first[0].strip_suffix(&format!(" {v1}")).unwrap().to_owned();
+    assert_eq!(first, [format!("{day} {v1}"), format!("staged {v1}")]);
+    assert_eq!(day.len(), "deploy-2000-01-01".len(), "{day}");
+
+    // The same again has its tag; another one of the day gets a name of its own. No release is called by these.
+    site.run(&["deploy", "staging", "v1"]).exits(0).says(&[&format!("tagged {day}")]);
+    assert_eq!(tags(), first);
+    let out = site.run(&["deploy", "staging"]).exits(0);
+    out.says(&["one/hello  v2", "hello: tagged deploy-"]);
+    let second = tags();
+    assert_eq!(second.len(), 3);
+    assert!(
+        second.contains(&format!("{day} {v1}")) && second.contains(&format!("staged {v2}")),
+        "{second:?}"
+    );
+    let pushed = site.git(&["ls-remote", "--tags", "copy"]);
+    for line in &second {
+        let (name, commit) = line.split_once(' ').unwrap();
+        assert!(pushed.contains(&format!("{commit}\trefs/tags/{name}")), "{pushed}");
+    }
+
+    // What turned back is not tagged, and nor is the way back.
+    site.edit("start_timeout = \"90s\"", "start_timeout = \"2s\"");
+    site.commit_as("v3", "something else");
+    site.run(&["deploy", "staging"]).exits(1).says(&["TURNED BACK"]);
+    site.edit("start_timeout = \"2s\"", "start_timeout = \"90s\"");
+    site.run(&["rollback", "staging"]).exits(0);
+    assert_eq!(tags(), second);
+
+    // A tag that cannot be pushed undoes nothing.
+    std::fs::remove_dir_all(&copy).unwrap();
+    site.run(&["deploy", "staging", "v2"]).exits(0).says(&["DONE", "could not be tagged: git push failed"]);
+}
+
+#[test]
 fn a_dry_run_changes_nothing() {
     let site = Site::ring();
     site.run(&["deploy", "staging", "v1"]).exits(2).says(&["no release of hello is called `v1`"]);

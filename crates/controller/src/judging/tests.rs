@@ -65,6 +65,7 @@ fn guarded(guards: Vec<Guard>) -> Environment {
             servers: BTreeMap::new(),
         }],
         timeouts: Timeouts::default(),
+        tag: None,
         retries: 0,
         variables: BTreeMap::new(),
     }

@@ -116,6 +116,7 @@ impl Site {
                 })
                 .collect(),
             timeouts: TIMEOUTS,
+            tag: None,
             retries: scenario.retries,
             variables: BTreeMap::new(),
         };

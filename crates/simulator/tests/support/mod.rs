@@ -139,6 +139,7 @@ impl Fleet {
             standby: self.standby.split_whitespace().map(host).collect(),
             balancers,
             timeouts: Timeouts::default(),
+            tag: None,
             retries: self.retries,
             variables: BTreeMap::new(),
         };
