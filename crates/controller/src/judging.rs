@@ -96,7 +96,7 @@ impl Judging {
             hosts.entry(&instance.service).or_default().insert(instance.host.clone());
         }
         let courts = services.into_iter().filter_map(|service| {
-            let path = directory.join(format!("{}-{service}.jsonl", plan.id));
+            let path = evidence_file(directory, &plan.id, service);
             Some((service.clone(), Court::new(service.clone(), hosts.get(service)?.clone(), path)))
         });
         Some(Self {
@@ -236,6 +236,12 @@ struct Judged<'a> {
 
 fn milliseconds(at: Timestamp) -> u64 {
     u64::try_from(at.as_millisecond()).unwrap_or_default()
+}
+
+/// Where in `directory` the counts are kept by which the canary of a service was judged in a rollout.
+#[must_use]
+pub fn evidence_file(directory: &Path, rollout: &RolloutId, service: &ServiceName) -> PathBuf {
+    directory.join(format!("{rollout}-{service}.jsonl"))
 }
 
 /// What judging the canary of a rollout has come to, by the evidence that its controller has kept in `directory` so far; none

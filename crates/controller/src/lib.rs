@@ -37,7 +37,7 @@ pub use drift::compare;
 pub use foresight::{FaultForeseen, Foreseen, PresentTraffic, StepForeseen, foresee};
 pub use gather::{Gathered, Gatherer};
 pub use hosts::{HostError, Hosts};
-pub use judging::kept_judgement;
+pub use judging::{evidence_file, kept_judgement};
 pub use lease::{ControllerLease, LeaseError};
 pub use looks::look;
 pub use losses::losses;

@@ -105,7 +105,7 @@ fn of(body: &RecordBody) -> Option<&RolloutId> {
     }
 }
 
-fn clock(at: Timestamp) -> String {
+pub(super) fn clock(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 

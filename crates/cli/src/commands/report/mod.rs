@@ -1,6 +1,7 @@
 //! `report`: the deployment report of one rollout, written from the records, as Markdown, HTML or JSON.
 //!
-//! Nothing in it is kept apart from the records: the same records give the same report.
+//! Nothing in it is kept apart from the records: the same records give the same report. Patches come from git, and a canary's
+//! counts, which are named and not shown, lie in a file of their own.
 
 mod compose;
 mod html;
@@ -8,7 +9,8 @@ mod markdown;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use greenlight_depot::{Depot, commits_between};
 use greenlight_model::id::{Instance, ReleaseId, RolloutId, ServiceName};
@@ -123,6 +125,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments, printer: &Printer) -> 
     let records = log.read_from(1).map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let releases = depot.releases().map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     let mut report = compose::compose(rollout, history, &records, &releases);
+    report.evidence.extend(verdicts(&project.evidence_directory()?, rollout));
     report.patches = patches(&project, &depot, rollout, &releases, printer);
     match arguments.format {
         ReportFormat::Markdown => printer.result(markdown::render(&report).trim_end()),
@@ -130,6 +133,28 @@ pub(crate) fn run(global: &Global, arguments: &Arguments, printer: &Printer) -> 
     }
     printer.json("report", json!({ "report": report }));
     Ok(Exit::Done)
+}
+
+/// What the canaries of a rollout were judged by, as far as it is kept here.
+fn verdicts(directory: &Path, rollout: &Rollout) -> Vec<Evidence> {
+    let canaries = rollout.plan.waves.iter().filter(|wave| !wave.steps.is_empty());
+    let services: BTreeSet<&ServiceName> =
+        canaries.flat_map(|wave| &wave.instances).map(|instance| &instance.service).collect();
+    let files = services
+        .into_iter()
+        .map(|service| (service, greenlight_controller::evidence_file(directory, &rollout.plan.id, service)));
+    files
+        .filter(|(_, file)| file.exists())
+        .map(|(service, file)| Evidence {
+            kind: "verdict",
+            what: format!(
+                "the canary of {service} was judged by {0}; `greenlight verdict replay {0}` judges it again",
+                file.display()
+            ),
+            by: rollout.plan.started_by.clone(),
+            at: compose::clock(rollout.ended_at.unwrap_or(rollout.started_at)),
+        })
+        .collect()
 }
 
 /// The commits between what ran before and what was brought, by service. What git cannot say is said instead.

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use greenlight_model::Timestamp;
 use greenlight_model::action::{Action as Step, ActionDetail, ActionResult, Blame};
+use greenlight_model::canary::{CanaryStep, Until};
 use greenlight_model::decision::Outcome;
 use greenlight_model::evidence::{Evidence, Fact};
 use greenlight_model::history::History;
 use greenlight_model::id::{Generation, Instance, ReleaseId, RolloutId};
 use greenlight_model::journal::{Entry, Impact, Section};
+use greenlight_model::quantity::Percent;
 use greenlight_model::record::{Record, RecordBody};
-use greenlight_model::rollout::{Direction, Note, Plan};
+use greenlight_model::rollout::{Direction, Note, Plan, Wave};
 
-use super::{Report, compose, html, markdown};
+use super::{Report, compose, html, markdown, verdicts};
 
 struct Log {
     history: History,
@@ -191,6 +193,24 @@ fn what_is_said_never_becomes_part_of_the_page() {
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{page}");
     // Nothing is fetched.
     assert!(!page.contains("src=") && !page.contains("href=") && !page.contains("url("), "{page}");
+}
+
+#[test]
+fn what_a_canary_was_judged_by_is_named_where_it_is_kept() {
+    let mut rollout = told().history.rollouts[&rollout()].clone();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("production-1-web.jsonl");
+    std::fs::write(&file, "").unwrap();
+    assert!(verdicts(directory.path(), &rollout).is_empty(), "it has no canary");
+    let share = Percent::try_from(10).unwrap();
+    let instances = BTreeSet::from([instance("px1/web")]);
+    let steps = vec![CanaryStep { share, until: Until::Pass }];
+    rollout.plan.waves.push(Wave { instances, together: false, after: Duration::ZERO, steps });
+    let found = verdicts(directory.path(), &rollout);
+    assert_eq!(found.len(), 1);
+    assert!(found[0].what.contains(&format!("greenlight verdict replay {}", file.display())), "{found:?}");
+    std::fs::remove_file(&file).unwrap();
+    assert!(verdicts(directory.path(), &rollout).is_empty(), "it is kept elsewhere");
 }
 
 /// An action that is open follows to the next report, and one that was done before it began does not.
