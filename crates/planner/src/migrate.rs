@@ -31,6 +31,13 @@ pub(crate) fn contract(view: &View<'_>) -> Phase {
 }
 
 fn run(view: &View<'_>, phase: MigrationPhase) -> Phase {
+    // One that is under way is waited for, also where its service is due no more since it was begun.
+    let in_flight = view.facts.iter().find(|facts| {
+        facts.in_flight.is_some_and(|in_flight| in_flight.action.migration_phase() == Some(phase))
+    });
+    if let Some(wait) = in_flight.and_then(Facts::in_flight_wait) {
+        return Phase::Decided(Decision::Proceed { steps: Vec::new(), waits: vec![wait] });
+    }
     for (service, release) in &view.rollout().plan.targets {
         if is_due(view, service, *release, phase)
             && let Some(decision) = migration(view, service, *release, phase)
@@ -65,13 +72,6 @@ fn migration(
     release: ReleaseId,
     phase: MigrationPhase,
 ) -> Option<Decision> {
-    let in_flight = view.facts.iter().find(|facts| {
-        facts.instance.service == *service
-            && facts.in_flight.is_some_and(|in_flight| in_flight.action.migration_phase() == Some(phase))
-    });
-    if let Some(wait) = in_flight.and_then(Facts::in_flight_wait) {
-        return Some(Decision::Proceed { steps: Vec::new(), waits: vec![wait] });
-    }
     let title = view.title(release);
     match view.rollout().migrations(phase).get(service) {
         Some(MigrationState::Done) => None,

@@ -375,3 +375,20 @@ fn a_canary_that_answers_wrongly_is_turned_back_and_its_share_ended() {
         assert_eq!(report.outcomes.into_iter().collect::<Vec<_>>(), [("turned back", 1)], "{lends}");
     }
 }
+
+#[test]
+fn what_one_service_takes_away_is_waited_for_also_when_one_of_its_hosts_is_left_out_meanwhile() {
+    let how = Badness::UnderTraffic(0);
+    let faults = [fault(4_477, 25_356, FaultKind::BadRelease { service: 0, release: 2, how, on: Some(3) })];
+    let web = ServiceShape { has_smoke: true, ..migrating(&[0, 1, 2, 3], 1) };
+    let worker = ServiceShape { has_process: false, ..migrating(&[1, 2, 3], 0) };
+    check(&Scenario {
+        floor: Floor::Share(share(60)),
+        failure_budget: 1,
+        on_failure: OnFailure::Hold,
+        starts_at_boot: false,
+        lends: false,
+        requests_needed: 0,
+        ..scenario(14_371, 4, &[web, worker], &faults)
+    });
+}

@@ -111,9 +111,7 @@ fn start(
         &mut log,
         &RecordBody::RolloutStarted { plan: prepared.plan, services: prepared.services },
     )?;
-    let exit = roll::run(connected, log, &id, artifacts, lease, printer)?;
-    preflight::show_recorded(project, &id, printer)?;
-    Ok(exit)
+    roll::run(connected, log, &id, artifacts, lease, printer)
 }
 
 /// The releases that are meant.

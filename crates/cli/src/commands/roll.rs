@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::commands::preflight;
 use crate::describe;
 use crate::failure::{Exit, Failure};
 use crate::live::Live;
@@ -82,6 +83,7 @@ pub(crate) fn run(
     if let Some(rollout) = folded.filter(|rollout| is_to_be_tagged(rollout)) {
         tag(project, environment, rollout, &releases, printer);
     }
+    preflight::show_recorded(project, rollout, printer)?;
     let known = Known { running: &running, silent: &silent };
     Ok(report(environment, rollout, folded, &known, &ended, &releases, printer))
 }
